@@ -1,0 +1,161 @@
+"""One training loop for every bundled model: seeded, resumable, with its curve kept.
+
+A recipe gives a model, a function from step to batch, and a loss. Everything random
+is drawn anew from ``(seed, step)``, so a run that was cut off goes on from its last
+checkpoint to the weights it would have had.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from analysis_lib.base import sha256_file, write_atomically
+
+Log = Callable[[str], None]
+
+
+def fit(
+    model: nn.Module,
+    batch: Callable[[np.random.Generator], Any],
+    loss: Callable[[Any], Tensor],
+    *,
+    steps: int,
+    lr: float,
+    work: Path,
+    seed: int = 0,
+    weight_decay: float = 0.05,
+    warmup: float = 0.1,
+    clip_norm: float = 1.0,
+    evaluate: Callable[[], dict[str, float]] | None = None,
+    every: int = 200,
+    resume: bool = True,
+    log: Log = print,
+) -> pd.DataFrame:
+    """Train ``model`` in place with AdamW, a linear warm-up and a cosine decay.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Trained in place; put in training mode for each step.
+    batch : callable
+        ``batch(rng)`` draws one batch; called once a step with a fresh generator.
+    loss : callable
+        ``loss(batch)`` runs the model and returns a scalar tensor.
+    steps, lr, weight_decay, warmup, clip_norm
+        Length of training, peak learning rate, AdamW's decay (matrices only), the
+        share of steps spent warming up, and the gradient norm's ceiling.
+    work : Path
+        Folder of the checkpoint and of ``curve.csv``.
+    evaluate : callable, optional
+        Gives held-out metrics for the curve; run with the model in eval mode.
+    every : int
+        Steps between checkpoints and rows of the curve.
+
+    Returns
+    -------
+    DataFrame
+        A row for every ``every`` steps: step, mean loss since the last row, metrics.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    checkpoint, curve_path = work / "checkpoint.pt", work / "curve.csv"
+    optimizer = torch.optim.AdamW(_groups(model, weight_decay), lr=lr, fused=True)
+    start, rows = 0, []
+    if resume and checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start, rows = state["step"], state["curve"]
+        log(f"resumed at step {start} of {steps}")
+    losses: list[float] = []
+    for step in range(start, steps):
+        rng = np.random.default_rng((seed, step))
+        torch.manual_seed(int(rng.integers(2**31)))
+        for group in optimizer.param_groups:
+            group["lr"] = lr * _cosine(step, steps, warmup)
+        model.train()
+        value = loss(batch(rng))
+        value.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(float(value.detach()))
+        if not math.isfinite(losses[-1]):
+            raise FloatingPointError(f"the loss is {losses[-1]} at step {step}")
+        if (step + 1) % every and step + 1 < steps:
+            continue
+        row: dict[str, float] = {"step": step + 1, "loss": float(np.mean(losses))}
+        losses.clear()
+        if evaluate is not None:
+            model.eval()
+            with torch.inference_mode():
+                row |= evaluate()
+        rows.append(row)
+        log("  ".join(f"{name} {number:.4g}" for name, number in row.items()))
+        with write_atomically(checkpoint) as draft:
+            torch.save(
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step + 1,
+                    "curve": rows,
+                },
+                draft,
+            )
+        with write_atomically(curve_path) as draft:
+            pd.DataFrame(rows).to_csv(draft, index=False)
+    model.eval()
+    return pd.DataFrame(rows)
+
+
+def save_weights(model: nn.Module, folder: Path, card: dict[str, Any]) -> None:
+    """Write float16 weights and the card that vouches for them (with their sha256).
+
+    Buffers that float16 would harm (integers, statistics of batch norm) stay as
+    they are.
+    """
+    tensors = {
+        name: value.detach().cpu().contiguous()
+        for name, value in model.state_dict().items()
+    }
+    matrices = {name for name, value in model.named_parameters() if value.dim() > 1}
+    halved = {
+        name: value.half() if name in matrices else value.clone()
+        for name, value in tensors.items()
+    }
+    with write_atomically(folder / "model.safetensors") as draft:
+        save_file(halved, draft, metadata={"format": "pt"})
+    card = card | {"sha256": sha256_file(folder / "model.safetensors")}
+    with write_atomically(folder / "card.json") as draft:
+        draft.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+
+
+def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Decay matrices, not biases, norms or scales."""
+    parameters = [value for value in model.parameters() if value.requires_grad]
+    return [
+        {
+            "params": [value for value in parameters if value.dim() > 1],
+            "weight_decay": weight_decay,
+        },
+        {
+            "params": [value for value in parameters if value.dim() <= 1],
+            "weight_decay": 0.0,
+        },
+    ]
+
+
+def _cosine(step: int, steps: int, warmup: float) -> float:
+    rise = max(1, round(warmup * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
