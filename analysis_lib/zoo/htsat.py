@@ -18,17 +18,13 @@ from transformers import ClapAudioModel
 
 from analysis_lib.base import cache_dir
 from analysis_lib.corpora import Corpus, load_corpus
-from analysis_lib.encoders.htsat import (
-    MINI_FRONT_END,
-    htsat_config,
-    use_window_attention,
-)
+from analysis_lib.encoders.htsat import MINI_FRONT_END, htsat_config
 from analysis_lib.zoo.training import Log, fit, save_weights
 
 NAME = "htsat-mini"
 CORPUS = "environment"
 EMBED_DIM = 24
-STEPS, BATCH, LR = 2400, 16, 2e-3
+STEPS, BATCH, LR = 1600, 16, 2e-3
 FLOOR_DB = -100.0
 
 Mels = Tensor  # (N, 1, frames, 64), decibels
@@ -60,7 +56,6 @@ def train(
     mels = log_mels(corpus)
     torch.manual_seed(seed)
     encoder = ClapAudioModel(htsat_config(EMBED_DIM, drop_path_rate=0.1))
-    use_window_attention(encoder)
     model = Classifier(encoder, len(classes))
     normalize(encoder, mels[heard])
 
