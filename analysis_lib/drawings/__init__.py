@@ -1,0 +1,1 @@
+"""Drawings that belong to one chapter: a result in, a figure out."""
