@@ -310,11 +310,11 @@ glue(
 # %% [markdown]
 # ## Blocks and stages
 #
-# Scores of different widths do not compare feature by feature, so for blocks and stages
-# we ask a linear probe: closed-form ridge regression whose test clips come from sources
-# it was not fitted on. Chance is one over the number of classes. The control is the same
-# network with random weights: what it reaches comes from the architecture and the
-# front end, not from learning.
+# Scores of different widths do not compare feature by feature, so for blocks and
+# stages we ask a linear probe: closed-form ridge regression whose test clips come from
+# sources it was not fitted on. Chance is one over the number of classes. The control is
+# the same network with random weights: what it reaches comes from the architecture and
+# the front end, not from learning.
 
 # %%
 twin = load_encoder(settings.encoder, random=True, seed=settings.seed)
@@ -358,8 +358,8 @@ figures.show(
     alt=f"Probe accuracy by block: {curve['accuracy'].iloc[0]:.2f} at the first block, "
     f"{trained['block'][finest].accuracy:.2f} at the best ({finest}), "
     f"{curve['accuracy'].iloc[-1]:.2f} at the last; chance is {chance:.2f}.",
-    caption="Linear probe on each block, with 95 % bootstrap interval over sources, the "
-    "null band of 100 label permutations, and the random-weight control.",
+    caption="Linear probe on each block, with 95 % bootstrap interval over sources, "
+    "the null band of 100 label permutations, and the random-weight control.",
 )
 
 # %% tags=["remove-input"]
@@ -368,9 +368,9 @@ gain = compare(trained["block"][finest], untrained["block"][finest])
 tied = best_set(trained["block"])
 verdict = "above" if gain.interval.low > 0 else "not reliably above"
 say(
-    f"The best block is **{finest}** ({trained['block'][finest].accuracy:.2f}); within "
-    f"one standard error of it lie {', '.join(tied)}. At {finest} the trained network is "
-    f"**{verdict}** its random twin: difference {gain.difference:+.2f} "
+    f"The best block is **{finest}** ({trained['block'][finest].accuracy:.2f}); "
+    f"within one standard error of it lie {', '.join(tied)}. At {finest} the trained "
+    f"network is **{verdict}** its random twin: difference {gain.difference:+.2f} "
     f"[{gain.interval.low:+.2f}, {gain.interval.high:+.2f}], p = {gain.p:.3f}."
 )
 
@@ -436,8 +436,8 @@ figures.show(
 glue(cka_within=within, cka_between=between)
 
 # %% [markdown]
-# Heads of one stage have a median CKA of {glue:text}`cka_within:.2f`, heads of different
-# stages {glue:text}`cka_between:.2f`.
+# Heads of one stage have a median CKA of {glue:text}`cka_within:.2f`, heads of
+# different stages {glue:text}`cka_between:.2f`.
 
 # %% [markdown]
 # ## The control: a network that has learnt nothing
@@ -587,8 +587,9 @@ else:
 say(
     f"With all heads the read-out is right on {start['accuracy']:.2f} of "
     f"{len(held)} held-out clips (log-loss {start['loss']:.2f} nats). Without the "
-    f"best half of each block's heads the loss is {best_hit:.2f}, without the worst half "
-    f"{worst_hit:.2f}; random halves give {low:.2f} to {high:.2f}. So here **{reading}**."
+    f"best half of each block's heads the loss is {best_hit:.2f}, without the worst "
+    f"half {worst_hit:.2f}; random halves give {low:.2f} to {high:.2f}. So here "
+    f"**{reading}**."
 )
 
 # %% [markdown]
@@ -620,12 +621,12 @@ say(
 noise = np.random.default_rng(1).standard_normal((len(clips), 24))
 for keep in (np.arange(len(clips)), np.arange(0, len(clips), 4)):
     ratio, expected = fisher_score(noise[keep], labels[keep]), fisher_null(labels[keep])
-    print(
-        f"{len(keep)} clips: ratio {ratio:.3f}, null {expected:.3f}, F {ratio / expected:.2f}"
-    )
+    F = ratio / expected
+    print(f"{len(keep)} clips: ratio {ratio:.3f}, null {expected:.3f}, F {F:.2f}")
 
 # %% [markdown]
-# The ratio grows as clips get fewer, since the class means wander more; $F$ stays near 1.
+# The ratio grows as clips get fewer, since the class means wander more; $F$ stays
+# near 1.
 #
 # ```{solution-end}
 # ```
@@ -677,8 +678,8 @@ for words, X in (("before", before), ("after", after)):
 
 # %% [markdown]
 # The projection rotates and scales the head's few directions into many features, and
-# Fisher's ratio, which looks at features one by one, changes. A linear probe can undo any
-# full-rank map, apart from what its ridge penalty makes of the new scales.
+# Fisher's ratio, which looks at features one by one, changes. A linear probe can undo
+# any full-rank map, apart from what its ridge penalty makes of the new scales.
 #
 # ```{solution-end}
 # ```
@@ -689,9 +690,9 @@ say(
     f"{len(heads)} heads, {len(depth)} blocks and {len(stages)} stages of "
     f"`{model.name}` in one pass over {len(clips)} clips of `{clips.name}`. "
     f"{passed} heads score above chance as a family; the highest is {best_head}. The "
-    f"ranking repeats with reliability {reliability.full:.2f}, and agrees with a probe at "
-    f"rank correlation {agreement:.2f}. {above:.0%} of the heads beat their random twins. "
-    f"When heads are removed, {reading}."
+    f"ranking repeats with reliability {reliability.full:.2f}, and agrees with a probe "
+    f"at rank correlation {agreement:.2f}. {above:.0%} of the heads beat their random "
+    f"twins. When heads are removed, {reading}."
 )
 
 # %% [markdown]
