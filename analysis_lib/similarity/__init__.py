@@ -1,0 +1,47 @@
+"""How alike two representations of the same clips are, against what chance gives.
+
+Start with `similarity_matrix` for the numbers, `similarity_test` for the same numbers
+beside their exact chance level, and `similarity_interval` for their uncertainty. The
+measures on their own: `linear_cka`, `mutual_knn`, `mean_cosine`, and for triangulation
+`rbf_cka`, `procrustes`, `rsa`, `svcca`, `pwcca`. `INVARIANCES` tells what each ignores.
+"""
+
+from analysis_lib.similarity.alignment import (
+    mean_cosine,
+    mismatched_cosine,
+    procrustes,
+    pwcca,
+    rsa,
+    svcca,
+)
+from analysis_lib.similarity.cka import (
+    CKANull,
+    calibrated_cka,
+    debiased_cka_sd,
+    linear_cka,
+    linear_cka_null,
+    minibatch_cka,
+    rbf_cka,
+)
+from analysis_lib.similarity.knn import mutual_knn, mutual_knn_chance
+from analysis_lib.similarity.matrix import INVARIANCES, similarity_matrix
+
+__all__ = [
+    "INVARIANCES",
+    "CKANull",
+    "calibrated_cka",
+    "debiased_cka_sd",
+    "linear_cka",
+    "linear_cka_null",
+    "mean_cosine",
+    "minibatch_cka",
+    "mismatched_cosine",
+    "mutual_knn",
+    "mutual_knn_chance",
+    "procrustes",
+    "pwcca",
+    "rbf_cka",
+    "rsa",
+    "similarity_matrix",
+    "svcca",
+]
