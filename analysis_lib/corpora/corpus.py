@@ -162,8 +162,9 @@ class Corpus:
         """Pairs of train and test positions; no group is in both.
 
         The folder's own ``fold`` column is used if there is one (as many pairs as it
-        has folds), else its ``split`` column (one pair, ``train`` against ``test``),
-        else stratified folds of whole groups are drawn.
+        has folds), else its ``split`` column (one pair, ``train`` against ``test``).
+        Without them, or where they would put a group on both sides, stratified folds
+        of whole groups are drawn.
 
         Parameters
         ----------
@@ -175,29 +176,30 @@ class Corpus:
         Raises
         ------
         AnalysisError
-            If a class has only one group, or a given fold cuts through a group.
+            If folds must be drawn and a class has only one group.
         """
-        if "fold" in self.table and self.table["fold"].nunique() > 1:
+        given = self.given_folds()
+        if given and not any(self.shared_groups(*pair) for pair in given):
+            return given
+        return self._drawn_folds(n_splits, seed)
+
+    def given_folds(self) -> list[tuple[Indices, Indices]]:
+        """The pairs that the folder's ``fold`` or ``split`` column asks for, if any."""
+        if "fold" in self.table and len(set(self.table["fold"])) > 1:
             fold = self.table["fold"].to_numpy()
-            pairs = [
-                (np.flatnonzero(fold != part), np.flatnonzero(fold == part))
-                for part in sorted(set(fold))
-            ]
+            parts = [(fold != part, fold == part) for part in sorted(set(fold))]
         elif "split" in self.table and {"train", "test"} <= set(self.table["split"]):
             split = self.table["split"].to_numpy(dtype=str)
-            pairs = [
-                (np.flatnonzero(split == "train"), np.flatnonzero(split == "test"))
-            ]
+            parts = [(split == "train", split == "test")]
         else:
-            return self._drawn_folds(n_splits, seed)
-        for train, test in pairs:
-            both = set(self.groups[train]) & set(self.groups[test])
-            if both:
-                raise AnalysisError(
-                    f"Group {min(both)!r} of {self.name} is on both sides of a given "
-                    "fold or split: mend that column, or drop it to have folds drawn."
-                )
-        return pairs
+            parts = []
+        return [(np.flatnonzero(a), np.flatnonzero(b)) for a, b in parts]
+
+    def shared_groups(self, train: Indices, test: Indices) -> list[str]:
+        """Groups that are on both sides of a split, sorted."""
+        return sorted(
+            set(self.groups[train].tolist()) & set(self.groups[test].tolist())
+        )
 
     def _drawn_folds(self, n_splits: int, seed: int) -> list[tuple[Indices, Indices]]:
         groups, labels = self.groups, self.labels

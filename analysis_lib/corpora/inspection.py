@@ -105,7 +105,15 @@ def _ends_early(path: Path, size: int) -> bool:
             return 0 < declared < 0xFFFFFF00 and size < declared + 8
         if head[:4] == b"OggS":
             file.seek(max(size - 66000, 0))
-            tail = file.read()
-            last = tail.rfind(b"OggS")
-            return last < 0 or last + 5 >= len(tail) or not tail[last + 5] & 4
+            return not _ends_with_last_page(file.read())
     return False
+
+
+def _ends_with_last_page(tail: bytes) -> bool:
+    """Whether an Ogg stream ends with a whole page that says it is the last."""
+    at = tail.rfind(b"OggS")
+    header = tail[at : at + 27]
+    if at < 0 or len(header) < 27 or not header[5] & 4:
+        return False
+    segments = tail[at + 27 : at + 27 + header[26]]
+    return len(tail) >= at + 27 + header[26] + sum(segments)
