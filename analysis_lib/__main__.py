@@ -1,0 +1,212 @@
+"""The commands: ``python -m analysis_lib --help``."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from analysis_lib.base import AnalysisError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit code (0 done, 1 something failed, 2 bad input)."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.do(options) or 0)
+    except AnalysisError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    from analysis_lib.runner import execute_all, find_root, notebook_names, plan
+
+    root = find_root()
+    texts, values = _given(options.parameter), _typed(options)
+    if options.all:
+        if options.name or texts or values:
+            raise AnalysisError("run --all takes no notebook and no parameters")
+        runs = [plan(root, name) for name in notebook_names(root)]
+    elif options.name:
+        runs = [plan(root, options.name, texts, values)]
+    else:
+        names = ", ".join(notebook_names(root))
+        raise AnalysisError(f"name a notebook ({names}), or give --all")
+    problems = execute_all(runs, force=options.force)
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    if not problems and not options.all:
+        _print_run(runs[0])
+    return 1 if problems else 0
+
+
+def _build(options: argparse.Namespace) -> int:
+    from analysis_lib.runner import find_root
+    from analysis_lib.site import build
+
+    index = build(find_root(), execute=not options.no_run, force=options.force)
+    print(index)
+    return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    import pandas as pd
+
+    from analysis_lib.runner import execute_all, find_root, plan, record_of
+
+    root = find_root()
+    grid = _given(options.grid)
+    if not grid:
+        raise AnalysisError("sweep needs at least one -g name=value,value")
+    fixed = _given(options.parameter)
+    points = [
+        dict(zip(grid, point, strict=True))
+        for point in itertools.product(*(text.split(",") for text in grid.values()))
+    ]
+    runs = [plan(root, options.name, fixed | point) for point in points]
+    problems = execute_all(runs, force=options.force)
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    rows = [
+        point | record_of(run)["glued"]
+        for point, run in zip(points, runs, strict=True)
+        if record_of(run)
+    ]
+    table = pd.DataFrame(rows)
+    print(table.to_string(index=False))
+    if options.output:
+        table.to_csv(options.output, index=False)
+    return 1 if problems else 0
+
+
+def _test(options: argparse.Namespace) -> int:
+    from analysis_lib.runner import find_root
+
+    root = find_root()
+    pytest = [sys.executable, "-m", "pytest"]
+    if options.arguments:
+        return subprocess.call([*pytest, *options.arguments], cwd=root)
+    quick = "not slow and not site and not benchmark"
+    failed = subprocess.call([*pytest, "-q", "-n", "2", "-m", quick], cwd=root)
+    # Timings need the machine to themselves.
+    timed = subprocess.call([*pytest, "-q", "-m", "benchmark and not slow"], cwd=root)
+    return failed or (0 if timed == 5 else timed)  # 5: no test was chosen
+
+
+def _sync(options: argparse.Namespace) -> int:
+    from analysis_lib.pairs import sync
+    from analysis_lib.runner import find_root
+
+    for name in sync(find_root()):
+        print(f"{name}: written")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from analysis_lib.pairs import drift
+    from analysis_lib.runner import find_root
+
+    root = find_root()
+    failed = 0
+    for words in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]):
+        failed |= subprocess.call([sys.executable, "-m", *words], cwd=root)
+    problems = drift(root)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if failed or problems else 0
+
+
+def _print_run(run: Any) -> None:
+    from analysis_lib.runner import record_of
+
+    for name, value in record_of(run)["glued"].items():
+        shown = f"{value:.4g}" if isinstance(value, float) else value
+        print(f"  {name} = {shown}")
+    print(os.path.relpath(run.output))
+
+
+def _given(pairs: Sequence[str] | None) -> dict[str, str]:
+    found = {}
+    for pair in pairs or ():
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise AnalysisError(f"write a parameter as name=value, not {pair!r}")
+        found[name.strip()] = text
+    return found
+
+
+def _typed(options: argparse.Namespace) -> dict[str, Any]:
+    """Parameters given as YAML, in a file and on the command line."""
+    values: dict[str, Any] = {}
+    try:
+        for file in options.parameters_file or ():
+            values |= yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        for text in options.parameters_yaml or ():
+            values |= yaml.safe_load(text)
+    except OSError as error:
+        raise AnalysisError(f"cannot read {error.filename}: {error.strerror}") from None
+    except (yaml.YAMLError, TypeError):
+        raise AnalysisError(
+            "parameters in YAML are a mapping, as in '{seed: 1, layers: [0, 2]}'"
+        ) from None
+    return values
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis_lib",
+        description="Run the book's notebooks, build its site, look after its data.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, do: Any, words: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=words, description=words)
+        added.set_defaults(do=do)
+        return added
+
+    run = command("run", _run, "execute a notebook, with parameters of your own")
+    run.add_argument("name", nargs="?", help="a notebook, or a named run")
+    run.add_argument("--all", action="store_true", help="every notebook as it stands")
+    _add_parameters(run)
+    run.add_argument("-y", "--parameters-yaml", action="append", metavar="YAML",
+                     help="parameters as a YAML mapping")  # fmt: skip
+    run.add_argument("-f", "--parameters-file", action="append", metavar="FILE",
+                     help="a YAML file of parameters")  # fmt: skip
+
+    build = command("build", _build, "execute what has changed and build the site")
+    build.add_argument("--no-run", action="store_true", help="execute nothing")
+    build.add_argument("--force", action="store_true", help="redo what is unchanged")
+
+    sweep = command("sweep", _sweep, "execute a notebook over a grid of parameters")
+    sweep.add_argument("name", help="a notebook, or a named run")
+    sweep.add_argument("-g", "--grid", action="append", metavar="NAME=V,V",
+                       help="values to try; several grids multiply")  # fmt: skip
+    _add_parameters(sweep)
+    sweep.add_argument("-o", "--output", metavar="CSV", help="keep the table")
+
+    test = command("test", _test, "run the tests that need no site and no minutes")
+    test.add_argument("arguments", nargs=argparse.REMAINDER, help="for pytest instead")
+    command("sync", _sync, "write each notebook's .ipynb from its script")
+    command("check", _check, "ruff, mypy, and that each pair says the same")
+    return parser
+
+
+def _add_parameters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-p", "--parameter", action="append", metavar="NAME=VALUE",
+                        help="a parameter; lists as 1,2,3")  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="redo what is unchanged")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""From notebooks to the finished site: nothing failed or stale is published."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from analysis_lib.base import AnalysisError, digest, sha256_file
+from analysis_lib.runner import execute_all, is_current, notebook_names, plan
+
+
+def listed_chapters(root: Path) -> list[str]:
+    """Name the notebooks that ``_toc.yml`` lists, in reading order."""
+    found: list[str] = []
+
+    def walk(entry: object) -> None:
+        if isinstance(entry, dict):
+            file = entry.get("file")
+            if isinstance(file, str) and file.startswith("executed/"):
+                found.append(file.removeprefix("executed/"))
+            for value in entry.values():
+                walk(value)
+        elif isinstance(entry, list):
+            for item in entry:
+                walk(item)
+
+    walk(yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8")))
+    return found
+
+
+def build(
+    root: Path,
+    *,
+    execute: bool = True,
+    force: bool = False,
+    tell: Callable[[str], None] = print,
+) -> Path:
+    """Execute every notebook that is not current, then build the site.
+
+    Parameters
+    ----------
+    execute
+        False only builds, from notebooks that are all current.
+    force
+        Execute and build even what has not changed.
+
+    Returns
+    -------
+    Path
+        The site's ``index.html``.
+
+    Raises
+    ------
+    AnalysisError
+        If ``_toc.yml`` and ``notebooks`` differ, a notebook fails, an executed notebook
+        is stale, or Sphinx warns.
+    """
+    listed, present = listed_chapters(root), notebook_names(root)
+    for name in sorted(set(listed) ^ set(present)):
+        here, there = ("_toc.yml", "notebooks") if name in listed else (
+            "notebooks", "_toc.yml"
+        )  # fmt: skip
+        raise AnalysisError(f"{name} is in {here} but not in {there}: add or remove it")
+    runs = [plan(root, name) for name in listed]
+    if execute:
+        problems = execute_all(runs, force=force, tell=tell)
+        if problems:
+            raise AnalysisError("no site was built: " + "; ".join(problems))
+    stale = [run.name for run in runs if not is_current(run)]
+    if stale:
+        raise AnalysisError(
+            f"not current: {', '.join(stale)}; python -m analysis_lib run {stale[0]} "
+            "brings it up to date"
+        )
+    index = root / "_build" / "html" / "index.html"
+    key, kept = _site_key(root, listed), root / "_build" / "site-key"
+    if not force and index.exists() and kept.exists() and kept.read_text() == key:
+        tell("site: unchanged")
+        return index
+    shutil.rmtree(root / "_build", ignore_errors=True)
+    _sphinx(root)
+    kept.write_text(key)
+    return index
+
+
+def _sphinx(root: Path) -> None:
+    start = "from jupyter_book.cli.main import main; main()"
+    words = ["build", str(root), "-W", "-n", "--keep-going", "-q"]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from jupyter_book.cli.main import main; main()",
+            *words,
+        ],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore"},
+    )
+    if done.returncode:
+        said = done.stderr.strip() or done.stdout.strip()
+        raise AnalysisError(f"the site has warnings, so it is not published:\n{said}")
+
+
+def _site_key(root: Path, chapters: list[str]) -> str:
+    """Hash what the site is made of, and what makes it."""
+    places = ["_config.yml", "_toc.yml", "references.bib", "constraints.txt", "book"]
+    files = [
+        file
+        for place in (root / name for name in places)
+        for file in ([place] if place.is_file() else place.rglob("*"))
+        if file.is_file() and "__pycache__" not in file.parts
+    ]
+    files += [root / "executed" / f"{name}.ipynb" for name in chapters]
+    files += [root / "notebooks" / f"{name}.py" for name in chapters]
+    parts = [[str(file.relative_to(root)), sha256_file(file)] for file in sorted(files)]
+    return digest(*(text for pair in parts for text in pair), sha256_file(__file__))
