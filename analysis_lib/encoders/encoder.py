@@ -306,7 +306,7 @@ def ablate(
         If the encoder has no such head.
     """
     taps = encoder.taps[encoder.taps["granularity"] == "head"]
-    rows: dict[tuple[int, ...], Any] = {
+    rows: dict[Any, Any] = {
         (tap.layer, tap.block, tap.head): tap for tap in taps.itertuples(index=False)
     }
     chosen = [tuple(int(i) for i in head) for head in heads]

@@ -10,6 +10,7 @@ Wu et al. (2023). Large-scale Contrastive Language-Audio Pretraining. ICASSP.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -367,7 +368,9 @@ def htsat_encoder(
         )
     use_window_attention(model)
     grid = HTSATGrid(bands, columns, config.window_size, front_end)
-    settings = (config.to_json_string(use_diff=False), repr(front_end))
+    loose = ("_name_or_path", "transformers_version", "architectures", "dtype")
+    fixed = {k: v for k, v in config.to_dict().items() if k not in loose}
+    settings = (json.dumps(fixed, sort_keys=True, default=str), repr(front_end))
     return Encoder(
         name=name,
         module=model,
