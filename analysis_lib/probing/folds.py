@@ -1,0 +1,168 @@
+"""Folds that share no group and hold every class: where each clip is tested."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.model_selection import StratifiedGroupKFold
+
+from analysis_lib.stats import (
+    Ints,
+    constant_within_groups,
+    encode_groups,
+    encode_labels,
+)
+
+
+class ProbeWarning(UserWarning):
+    """The data did not allow what was asked; a stated fallback was used."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Which clips take part and in which fold each is tested.
+
+    Attributes
+    ----------
+    clips : (n,) int array
+        Indices of the clips that take part, into the input.
+    codes, groups, folds : (n,) int arrays
+        Class, group and fold of each of them.
+    classes : (C,) array
+        Class names.
+    notes : tuple of str
+        What was done differently from what was asked, and why.
+    """
+
+    clips: Ints
+    codes: Ints
+    groups: Ints
+    folds: Ints
+    classes: NDArray
+    notes: tuple[str, ...]
+
+    @property
+    def n_splits(self) -> int:
+        """Number of folds."""
+        return int(self.folds.max()) + 1
+
+
+def group_folds(
+    y: ArrayLike,
+    groups: ArrayLike | None = None,
+    n_splits: int = 5,
+    seed: int = 0,
+    n_clips: int | None = None,
+) -> Splits:
+    """Split clips into stratified folds none of which shares a group with another.
+
+    Two fallbacks, each warned of and noted in the result: a class whose clips come from
+    one group only is left out, because it would be tested without ever being trained;
+    with fewer groups than folds, there are as many folds as groups.
+
+    Raises
+    ------
+    ValueError
+        If fewer than two classes span two groups.
+    """
+    codes, classes = encode_labels(y, n_clips)
+    group_codes = encode_groups(groups, len(codes))
+    notes: list[str] = []
+    pairs = np.unique(np.stack([codes, group_codes]), axis=1)
+    groups_per_class = np.bincount(pairs[0], minlength=len(classes))
+    usable = groups_per_class >= 2
+    unit = "clip" if groups is None else "group"
+    if usable.sum() < 2:
+        raise ValueError(
+            f"Only {usable.sum()} of {len(classes)} classes have two {unit}s or more, "
+            f"so no class can be tested on a {unit} it was not trained on. Add {unit}s"
+            + (
+                ", or pass groups=None and accept the leak."
+                if groups is not None
+                else "."
+            )
+        )
+    if not usable.all():
+        named = ", ".join(str(name) for name in classes[~usable][:5])
+        notes.append(
+            f"{(~usable).sum()} of {len(classes)} classes left out, with clips from "
+            f"one {unit} only: {named}"
+        )
+    clips = np.flatnonzero(usable[codes])
+    codes = np.unique(codes[clips], return_inverse=True)[1].astype(np.int64)
+    group_codes = np.unique(group_codes[clips], return_inverse=True)[1].astype(np.int64)
+    limit = int(group_codes.max()) + 1
+    if limit < n_splits:
+        notes.append(f"{limit} folds, not {n_splits}: there are only {limit} {unit}s")
+        n_splits = limit
+    if n_splits < 2:
+        raise ValueError(f"Cross-validation needs n_splits >= 2, not {n_splits}.")
+    if constant_within_groups(codes, group_codes):
+        folds = _deal(codes, group_codes, n_splits, seed)
+    else:
+        folds = _search(codes, group_codes, n_splits, seed)
+    for note in notes:
+        warnings.warn(note, ProbeWarning, stacklevel=3)
+    return Splits(clips, codes, group_codes, folds, classes[usable], tuple(notes))
+
+
+def given_folds(
+    y: ArrayLike, groups: ArrayLike | None, folds: ArrayLike, n_clips: int
+) -> Splits:
+    """Take folds as given (a corpus's own), after checking that no group is split."""
+    codes, classes = encode_labels(y, n_clips)
+    group_codes = encode_groups(groups, n_clips)
+    fold_codes = encode_labels(folds, n_clips, name="folds")[0]
+    if not constant_within_groups(fold_codes, group_codes):
+        raise ValueError("The given folds put clips of one group into several folds.")
+    if not _trainable(codes, fold_codes):
+        raise ValueError("A class lies whole in one of the given folds.")
+    return Splits(np.arange(n_clips), codes, group_codes, fold_codes, classes, ())
+
+
+def _deal(codes: Ints, groups: Ints, n_splits: int, seed: int) -> Ints:
+    """Deal groups of one label each to the fold with fewest clips of their class."""
+    rng = np.random.default_rng(seed)
+    n_groups = groups.max() + 1
+    sizes = np.bincount(groups)
+    label_of = np.empty(n_groups, dtype=np.int64)
+    label_of[groups] = codes
+    order = rng.permutation(n_groups)
+    order = order[np.argsort(-sizes[order], kind="stable")]
+    of_class = np.zeros((codes.max() + 1, n_splits))
+    fold_of = np.empty(n_groups, dtype=np.int64)
+    for group in order:
+        row = of_class[label_of[group]]
+        totals = of_class.sum(axis=0)
+        fold = int(np.lexsort((totals, row))[0])
+        fold_of[group] = fold
+        row[fold] += sizes[group]
+    return fold_of[groups]
+
+
+def _search(codes: Ints, groups: Ints, n_splits: int, seed: int) -> Ints:
+    """Try seeds until every class is trained for every fold."""
+    for attempt in range(20):
+        splitter = StratifiedGroupKFold(
+            n_splits, shuffle=True, random_state=seed + attempt
+        )
+        folds = np.empty(len(codes), dtype=np.int64)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # classes rarer than folds are no concern
+            parts = list(splitter.split(codes, codes, groups))
+        for fold, (_, test) in enumerate(parts):
+            folds[test] = fold
+        if len(np.unique(folds)) == n_splits and _trainable(codes, folds):
+            return folds
+    raise ValueError(
+        f"No {n_splits} group-disjoint folds train every class; use fewer folds."
+    )
+
+
+def _trainable(codes: Ints, folds: Ints) -> bool:
+    table = np.zeros((codes.max() + 1, folds.max() + 1), dtype=bool)
+    table[codes, folds] = True
+    return bool((table.sum(axis=1) >= 2).all())
