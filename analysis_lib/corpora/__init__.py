@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from analysis_lib.base import AnalysisError
 from analysis_lib.corpora.audiofolder import OnError, read_audiofolder
@@ -12,16 +13,35 @@ from analysis_lib.corpora.corpus import Corpus
 __all__ = ["Corpus", "load_corpus", "make", "names"]
 
 
+# Parts of a bundled corpus that have a name: corpus, column, value.
+PARTS = {
+    "otters": ("calls", "species", "otter"),
+    "finches": ("calls", "species", "finch"),
+}
+
+
 def names() -> list[str]:
-    """Names of the bundled corpora."""
-    return list(RECIPES)
+    """Names of the bundled corpora and their parts."""
+    return [*RECIPES, *PARTS]
 
 
 def make(name: str, workers: int | None = None) -> Corpus:
-    """Make a bundled corpus unless it is there, and load it."""
+    """Make a bundled corpus unless it is there, and load it.
+
+    Parameters
+    ----------
+    name
+        One of :func:`names`.
+    workers
+        Processes that render; all cores by default. The result is the same.
+    """
+    if name in PARTS:
+        whole, column, value = PARTS[name]
+        corpus = make(whole, workers)
+        return replace(corpus.select(corpus.table[column] == value), name=name)
     if name not in RECIPES:
         raise AnalysisError(
-            f"{name!r} is not a bundled corpus: choose one of {', '.join(RECIPES)}."
+            f"{name!r} is not a bundled corpus: choose one of {', '.join(names())}."
         )
     return read_audiofolder(build(name, workers), name=name)
 
@@ -46,11 +66,11 @@ def load_corpus(
         If there is no such corpus, or it holds bad clips.
     """
     name = os.fspath(name_or_path)
-    if name in RECIPES:
+    if name in names():
         return make(name)
     if not os.path.exists(name) and os.path.basename(name) == name:
         raise AnalysisError(
             f"There is no corpus {name!r}: give the path of a folder of sounds, or "
-            f"one of {', '.join(RECIPES)}."
+            f"one of {', '.join(names())}."
         )
     return read_audiofolder(name, on_error=on_error)

@@ -20,7 +20,7 @@ from analysis_lib.base import AnalysisError, cache_dir, digest
 from analysis_lib.corpora import synthesis
 from analysis_lib.corpora.synthesis import Array
 
-RECIPES = {"environment": "environment"}
+RECIPES = {"environment": "environment", "calls": "calls"}
 Row = dict[str, Any]
 
 PUBLIC_DOMAIN = """CC0 1.0 Universal (public domain dedication)
