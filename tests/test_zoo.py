@@ -1,0 +1,87 @@
+"""Training recipes: seeded, resumable, and true to their cards."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from analysis_lib import zoo
+from analysis_lib.base import AnalysisError, sha256_file
+from analysis_lib.zoo.training import fit, save_weights
+
+
+def line(steps, work, stop_after=None, seed=0):
+    """Fit y = Ax with dropout; stop early as an interruption would."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.2), nn.Linear(16, 2))
+    truth = torch.arange(8.0).view(4, 2) / 8
+    taken = 0
+
+    def batch(rng):
+        nonlocal taken
+        taken += 1
+        if stop_after is not None and taken > stop_after:
+            raise KeyboardInterrupt
+        return torch.as_tensor(rng.standard_normal((32, 4)), dtype=torch.float32)
+
+    def loss(x):
+        return (model(x) - x @ truth).square().mean()
+
+    curve = fit(
+        model, batch, loss, steps=steps, lr=1e-2, work=work, seed=seed, every=10,
+        log=lambda text: None,
+    )  # fmt: skip
+    return model, curve
+
+
+def weights(model):
+    return np.concatenate([p.detach().numpy().ravel() for p in model.parameters()])
+
+
+def test_fit_learns_and_repeats(tmp_path):
+    first, curve = line(60, tmp_path / "a")
+    again, _ = line(60, tmp_path / "b")
+    other, _ = line(60, tmp_path / "c", seed=1)
+    assert curve["loss"].iloc[-1] < 0.5 * curve["loss"].iloc[0]
+    assert list(curve["step"]) == [10, 20, 30, 40, 50, 60]
+    np.testing.assert_array_equal(weights(first), weights(again))
+    assert not np.array_equal(weights(first), weights(other))
+
+
+def test_interrupted_training_ends_with_the_same_weights(tmp_path):
+    whole, whole_curve = line(60, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        line(60, tmp_path / "cut", stop_after=37)
+    resumed, curve = line(60, tmp_path / "cut")
+    np.testing.assert_array_equal(weights(whole), weights(resumed))
+    np.testing.assert_allclose(whole_curve["loss"], curve["loss"])
+
+
+def test_a_loss_that_is_not_finite_stops_training(tmp_path):
+    model = nn.Linear(2, 1)
+    with pytest.raises(FloatingPointError, match="at step 0"):
+        fit(
+            model, lambda rng: torch.ones(1, 2), lambda x: model(x).sum() * torch.nan,
+            steps=3, lr=1.0, work=tmp_path, log=lambda text: None,
+        )  # fmt: skip
+
+
+def test_saved_weights_are_half_precision_and_vouched_for(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    save_weights(model, tmp_path, {"name": "toy"})
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert card["sha256"] == sha256_file(tmp_path / "model.safetensors")
+    saved = load_file(tmp_path / "model.safetensors")
+    assert saved["0.weight"].dtype == torch.float16
+    assert saved["1.running_mean"].dtype == torch.float32
+    torch.testing.assert_close(
+        saved["0.weight"].float(), model[0].weight.detach(), atol=1e-3, rtol=1e-3
+    )
+
+
+def test_an_unknown_recipe_is_refused_with_the_nearest_name():
+    with pytest.raises(AnalysisError, match="Did you mean htsat-mini"):
+        zoo.train("htsat-mni")
