@@ -19,6 +19,7 @@
     out.paper_bgcolor = out.plot_bgcolor = "rgba(0,0,0,0)";
     out.font = { family: "inherit", size: 13, ...out.font, color: look.ink };
     out.autosize = true;
+    out.margin = { l: 48, r: 16, t: out.title ? 56 : 24, b: 40, ...out.margin };
     delete out.width;
     const axes = new Set(["xaxis", "yaxis", ...Object.keys(out)]);
     for (const key of axes)
