@@ -354,6 +354,135 @@ def test_every_measure_is_one_for_itself_and_blind_to_joint_order(measure):
     assert abs(shuffled[0, 1] - matrix[0, 1]) > 1e-3
 
 
+# --- against chance -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("metric", "options"),
+    [
+        ("linear_cka", {}),
+        ("linear_cka", {"debiased": True}),
+        ("mutual_knn", {"k": 2}),
+        ("mean_cosine", {}),
+    ],
+)
+def test_chance_and_spread_are_exact_over_every_pairing(metric, options):
+    from itertools import permutations
+
+    X, Y = related(n=6, width=(3, 3))
+    found = sim.similarity_test([X], metric, others=[Y], **options)
+    orders = [list(p) for p in permutations(range(6))]
+    values = sim.similarity_matrix(
+        [X], metric, others=[Y[order] for order in orders], **options
+    )
+    assert found.value[0, 0] == pytest.approx(values[0, 0])
+    assert found.chance[0, 0] == pytest.approx(values.mean(), abs=1e-10)
+    assert found.sd[0, 0] == pytest.approx(values.std(), abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("metric", "options"),
+    [
+        ("linear_cka", {}),
+        ("linear_cka", {"debiased": True}),
+        ("mutual_knn", {}),
+        ("mean_cosine", {}),
+    ],
+)
+def test_p_values_of_noise_are_uniform_and_of_signal_small(metric, options):
+    noise = [rng(i).normal(size=(60, 20)) for i in range(40)]
+    found = sim.similarity_test(noise, metric, **options)
+    p = found.p[np.triu_indices(40, 1)]
+    assert 0.02 < (p < 0.05).mean() < 0.09
+    assert np.nanmin(found.q) > 0.01
+    assert abs(np.mean(found.z[np.triu_indices(40, 1)])) < 0.3
+    X, Y = related(n=100)
+    if metric == "mean_cosine":
+        Y = X + rng(3).normal(size=X.shape)
+    signal = sim.similarity_test([X, Y], metric, **options)
+    assert signal.p[0, 1] < 1e-4
+    assert signal.q[0, 1] == pytest.approx(signal.p[0, 1])
+    assert np.isnan(np.diag(signal.q)).all()
+    np.testing.assert_allclose(np.diag(signal.calibrated), 1, atol=1e-9)
+
+
+def test_only_measures_with_a_closed_form_are_tested_so():
+    with pytest.raises(ValueError, match="has no closed-form null"):
+        sim.similarity_test(related(), "rsa")
+
+
+@pytest.mark.parametrize(
+    ("metric", "options"),
+    [
+        ("linear_cka", {}),
+        ("linear_cka", {"debiased": True}),
+        ("mutual_knn", {"k": 5}),
+        ("procrustes", {}),
+    ],
+)
+def test_the_best_of_many_is_judged_as_a_maximum(metric, options):
+    draw = rng(0)
+    X, Y = related(n=40)
+    noise = [draw.normal(size=(40, 12)) for _ in range(5)]
+    more = {"n_permutations": 60, **options}
+    null = sim.max_similarity_test(noise[:2], noise[2:], metric, **more)
+    assert null.maximum == pytest.approx(null.value.max())
+    assert null.chance > null.value.mean()  # the best of six beats the average
+    assert null.p_max.min() > 0.05
+    assert (null.p_max >= null.p).all()
+    found = sim.max_similarity_test([noise[0], X], [*noise[2:], Y], metric, **more)
+    assert found.best == (1, 3)
+    assert found.p_max[1, 3] == pytest.approx(1 / 61)
+    assert 0 < found.calibrated < found.maximum
+    # The shuffles are those of the recomputed measure.
+    order = np.random.default_rng(0).permutation(40)
+    again = sim.similarity_matrix(
+        [noise[0], X], metric, others=[y[order] for y in (*noise[2:], Y)], **options
+    )
+    assert found.null[0] == pytest.approx(again.max())
+
+
+# --- intervals ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_standard_errors_are_those_of_fresh_samples(grouped):
+    """Half-samples vary as fresh clips do; leaving speakers out, as fresh speakers."""
+    mix_x, mix_y = rng(0).normal(size=(2, 4, 6))
+
+    def sample(seed):
+        draw = rng(seed)
+        signal = draw.normal(size=(25 if grouped else 150, 4))
+        signal = np.repeat(signal, 6 if grouped else 1, axis=0)
+        signal = signal + 0.3 * draw.normal(size=signal.shape)
+        noise_x, noise_y = draw.normal(size=(2, len(signal), 6))
+        return [signal @ mix_x + noise_x, signal @ mix_y + noise_y]
+
+    truth = np.std([sim.linear_cka(*sample(seed), True) for seed in range(200)])
+    speakers = np.repeat(np.arange(25), 6) if grouped else None
+    found = [
+        sim.similarity_interval(sample(seed), groups=speakers, debiased=True)
+        for seed in range(12)
+    ]
+    errors = np.mean([f.standard_error[0, 1] for f in found])
+    assert errors == pytest.approx(truth, rel=0.3)
+    assert found[0].n_units == (25 if grouped else 150)
+    assert found[0].low[0, 1] < found[0].value[0, 1] < found[0].high[0, 1]
+    if grouped:  # taking clips for independent promises too much
+        naive = sim.similarity_interval(sample(0), debiased=True)
+        assert naive.standard_error[0, 1] < 0.8 * errors
+
+
+def test_intervals_refuse_what_has_no_spread():
+    layers = related(n=20)
+    with pytest.raises(ValueError, match="one group"):
+        sim.similarity_interval(layers, groups=np.zeros(20))
+    with pytest.raises(ValueError, match="n_halves=1"):
+        sim.similarity_interval(layers, n_halves=1)
+    with pytest.raises(ValueError, match="n_permutations=0"):
+        sim.max_similarity_test(layers, layers, n_permutations=0)
+
+
 # --- matrices -----------------------------------------------------------------------
 
 

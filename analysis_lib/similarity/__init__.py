@@ -1,9 +1,10 @@
 """How alike two representations of the same clips are, against what chance gives.
 
 Start with `similarity_matrix` for the numbers, `similarity_test` for the same numbers
-beside their exact chance level, and `similarity_interval` for their uncertainty. The
-measures on their own: `linear_cka`, `mutual_knn`, `mean_cosine`, and for triangulation
-`rbf_cka`, `procrustes`, `rsa`, `svcca`, `pwcca`. `INVARIANCES` tells what each ignores.
+beside their exact chance level, `similarity_interval` for their uncertainty, and
+`max_similarity_test` where the best of many pairs is reported. The measures on their
+own: `linear_cka`, `mutual_knn`, `mean_cosine`, and for triangulation `rbf_cka`,
+`procrustes`, `rsa`, `svcca`, `pwcca`. `INVARIANCES` tells what each ignores.
 """
 
 from analysis_lib.similarity.alignment import (
@@ -23,16 +24,28 @@ from analysis_lib.similarity.cka import (
     minibatch_cka,
     rbf_cka,
 )
+from analysis_lib.similarity.inference import (
+    MaxSimilarityTest,
+    SimilarityInterval,
+    SimilarityTest,
+    max_similarity_test,
+    similarity_interval,
+    similarity_test,
+)
 from analysis_lib.similarity.knn import mutual_knn, mutual_knn_chance
 from analysis_lib.similarity.matrix import INVARIANCES, similarity_matrix
 
 __all__ = [
     "INVARIANCES",
     "CKANull",
+    "MaxSimilarityTest",
+    "SimilarityInterval",
+    "SimilarityTest",
     "calibrated_cka",
     "debiased_cka_sd",
     "linear_cka",
     "linear_cka_null",
+    "max_similarity_test",
     "mean_cosine",
     "minibatch_cka",
     "mismatched_cosine",
@@ -42,6 +55,8 @@ __all__ = [
     "pwcca",
     "rbf_cka",
     "rsa",
+    "similarity_interval",
     "similarity_matrix",
+    "similarity_test",
     "svcca",
 ]

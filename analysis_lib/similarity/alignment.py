@@ -55,9 +55,9 @@ def mismatched_cosine(X: ArrayLike, Y: ArrayLike, *, ids: Ids | None = None) -> 
 
 
 def _unit_pair(X: ArrayLike, Y: ArrayLike, ids: Ids | None) -> tuple[Floats, Floats]:
-    X, Y = paired(X, Y, ids)
-    same_width([X, Y], ["X", "Y"])
-    return unit_rows(X, "X"), unit_rows(Y, "Y")
+    x, y = paired(X, Y, ids)
+    same_width([x, y], ["X", "Y"])
+    return unit_rows(x, "X"), unit_rows(y, "Y")
 
 
 def same_width(layers: list[Floats], names: list[str]) -> None:
@@ -155,12 +155,9 @@ def rsa(
     ----------
     Kriegeskorte, Mur & Bandettini (2008), Front. Syst. Neurosci. 2:4.
     """
-    X, Y = paired(X, Y, ids, at_least=3)
-    one, other = (
-        dissimilarities(a, name, dissimilarity, rank)
-        for a, name in ((X, "X"), (Y, "Y"))
-    )
-    return float(one @ other)
+    x, y = paired(X, Y, ids, at_least=3)
+    one = dissimilarities(x, "X", dissimilarity, rank)
+    return float(one @ dissimilarities(y, "Y", dissimilarity, rank))
 
 
 def dissimilarities(

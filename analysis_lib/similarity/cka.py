@@ -138,8 +138,9 @@ def _by_features(
         cross = np.array([[inner(x, y) for y in ys] for x in xs])
         return cross, own_x, np.array([inner(y, y) for y in ys])
     cross = np.diag(own_x)
-    for i, j in zip(*np.triu_indices(len(xs), 1), strict=True):
-        cross[i, j] = cross[j, i] = inner(xs[i], xs[j])
+    for i, x in enumerate(xs):
+        for j in range(i + 1, len(xs)):
+            cross[i, j] = cross[j, i] = inner(x, xs[j])
     return cross, own_x, own_x
 
 
@@ -290,8 +291,7 @@ def rbf_cka(
     ----------
     Kornblith et al. (2019), ICML, section 3.
     """
-    X, Y = paired(X, Y, ids, at_least=4 if debiased else 2)
-    layers = [centered(X), centered(Y)]
+    layers = [centered(a) for a in paired(X, Y, ids, at_least=4 if debiased else 2)]
     warn_if_constant(layers, ["X", "Y"])
     kernels = [rbf_gram(layer, sigma, debiased) for layer in layers]
     return float(np.vdot(*kernels))

@@ -15,9 +15,12 @@ Floats = NDArray[np.float64]
 Ids = Sequence[ArrayLike | None]
 
 
-def paired(X: ArrayLike, Y: ArrayLike, ids: Ids | None, at_least: int = 2) -> Any:
-    """Check two representations of the same clips; float64 copies of both."""
-    return representations([X, Y], ids, ["X", "Y"], at_least=at_least)
+def paired(
+    X: ArrayLike, Y: ArrayLike, ids: Ids | None, at_least: int = 2
+) -> tuple[Floats, Floats]:
+    """Check two representations of the same clips; both in float64."""
+    x, y = representations([X, Y], ids, ["X", "Y"], at_least=at_least)
+    return x, y
 
 
 def representations(

@@ -49,8 +49,7 @@ def mutual_knn(
     ----------
     Huh, Cheung, Wang & Isola (2024), The Platonic Representation Hypothesis, ICML.
     """
-    X, Y = paired(X, Y, ids)
-    lists = [neighbor_lists(a, k, normalize) for a in (X, Y)]
+    lists = [neighbor_lists(a, k, normalize) for a in paired(X, Y, ids)]
     return float(overlap(lists[:1], lists[1:])[0, 0])
 
 

@@ -86,11 +86,11 @@ def similarity_matrix(
     ValueError
         For unequal clip sets or order, NaN, or an unknown measure.
     """
-    xs, ys = _both(layers, others, ids, other_ids)
+    xs, ys = checked_layers(layers, others, ids, other_ids)
     return _measure(metric)(xs, ys, **options)
 
 
-def _both(
+def checked_layers(
     layers: Sequence[ArrayLike],
     others: Sequence[ArrayLike] | None,
     ids: Ids | None,
