@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import linear, mse_loss
 
 from .model import SparseAutoencoder, batch_topk_support, topk_support
-from .sparse_backward import sparse_decode, track_preactivations
+from .sparse_backward import Support, sparse_decode, track_preactivations
 
 JUMP_WIDTH = 0.3
 """Width of the rectangle that carries gradient to a JumpReLU threshold."""
@@ -141,16 +141,16 @@ def _topk_loss(
     tracked = track_preactivations(chosen, x, sae.W_enc, sae.b_enc, sae.b_dec, support)
     values = tracked.relu()
     if sae.architecture == "matryoshka":
-        mse, reconstruction = _nested_mse(sae, x, values, support)
+        total, mse, reconstruction = _nested_mse(sae, x, values, support)
     else:
         reconstruction = sparse_decode(values, sae.W_dec, support) + sae.b_dec
-        mse = mse_loss(reconstruction, x)
+        total = mse = mse_loss(reconstruction, x)
     active = values.detach() > 0
     fired = torch.zeros(sae.n_latents, dtype=torch.bool, device=x.device)
     fired[support.latents[active]] = True
     l0 = float(active.sum()) / len(x)
-    final = mse_loss(reconstruction.detach(), x)
-    return StepLoss(mse, final, l0, fired, max(least, 0.0)), reconstruction
+    step = StepLoss(total, mse.detach(), l0, fired, max(least, 0.0))
+    return step, reconstruction
 
 
 def prefix_lengths(n_latents: int) -> list[int]:
@@ -159,8 +159,8 @@ def prefix_lengths(n_latents: int) -> list[int]:
 
 
 def _nested_mse(
-    sae: SparseAutoencoder, x: Tensor, values: Tensor, support: Any
-) -> tuple[Tensor, Tensor]:
+    sae: SparseAutoencoder, x: Tensor, values: Tensor, support: Support
+) -> tuple[Tensor, Tensor, Tensor]:
     reconstruction: Tensor = sae.b_dec
     losses: list[Tensor] = []
     start = 0
@@ -170,7 +170,7 @@ def _nested_mse(
         reconstruction = reconstruction + part
         losses.append(mse_loss(reconstruction, x))
         start = end
-    return torch.stack(losses).mean(), reconstruction
+    return torch.stack(losses).mean(), losses[-1], reconstruction
 
 
 class _JumpReLU(torch.autograd.Function):
