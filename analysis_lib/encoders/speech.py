@@ -267,13 +267,13 @@ def load(
     AnalysisError
         If files are missing or damaged, or the family is not supported.
     """
-    config = _fetch(AutoConfig, name, "config.json")
+    config = fetch(AutoConfig, name, "config.json")
     if config.model_type not in LAYOUTS:
         raise AnalysisError(
             f"{name}: a model of type {config.model_type!r}; supported are "
             f"{', '.join(LAYOUTS)}."
         )
-    extractor = _fetch(AutoFeatureExtractor, name, "preprocessor_config.json")
+    extractor = fetch(AutoFeatureExtractor, name, "preprocessor_config.json")
     if extractor.sampling_rate != SAMPLING_RATE:
         raise AnalysisError(
             f"{name}: its front end wants {extractor.sampling_rate} Hz; only models "
@@ -299,7 +299,7 @@ def load(
     )
 
 
-def _fetch(kind: Any, name: str, file: str) -> Any:
+def fetch(kind: Any, name: str, file: str) -> Any:
     try:
         return kind.from_pretrained(name)
     except (OSError, ValueError) as error:
