@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.model_selection import StratifiedGroupKFold
 
 from analysis_lib.stats import (
     Ints,
@@ -100,10 +99,14 @@ def group_folds(
         n_splits = limit
     if n_splits < 2:
         raise ValueError(f"Cross-validation needs n_splits >= 2, not {n_splits}.")
-    if constant_within_groups(codes, group_codes):
-        folds = _deal(codes, group_codes, n_splits, seed)
+    for attempt in range(20):
+        folds = deal(codes, group_codes, n_splits, seed + attempt)
+        if _trainable(codes, folds):
+            break
     else:
-        folds = _search(codes, group_codes, n_splits, seed)
+        raise ValueError(
+            f"No {n_splits} group-disjoint folds train every class; use fewer folds."
+        )
     for note in notes:
         warnings.warn(note, ProbeWarning, stacklevel=3)
     return Splits(clips, codes, group_codes, folds, classes[usable], tuple(notes))
@@ -123,43 +126,23 @@ def given_folds(
     return Splits(np.arange(n_clips), codes, group_codes, fold_codes, classes, ())
 
 
-def _deal(codes: Ints, groups: Ints, n_splits: int, seed: int) -> Ints:
-    """Deal groups of one label each to the fold with fewest clips of their class."""
-    rng = np.random.default_rng(seed)
-    n_groups = groups.max() + 1
-    sizes = np.bincount(groups)
-    label_of = np.empty(n_groups, dtype=np.int64)
-    label_of[groups] = codes
-    order = rng.permutation(n_groups)
-    order = order[np.argsort(-sizes[order], kind="stable")]
-    of_class = np.zeros((codes.max() + 1, n_splits))
-    fold_of = np.empty(n_groups, dtype=np.int64)
+def deal(codes: Ints, groups: Ints, n_splits: int, seed: int) -> Ints:
+    """Deal groups, largest first, each to the fold that least resembles it.
+
+    That is the fold with fewest clips of the classes the group brings, and among equals
+    the smallest: a class of n groups reaches min(n, n_splits) folds.
+    """
+    order = np.random.default_rng(seed).permutation(groups.max() + 1)
+    content = np.zeros((groups.max() + 1, codes.max() + 1))
+    np.add.at(content, (groups, codes), 1)
+    order = order[np.argsort(-content[order].sum(axis=1), kind="stable")]
+    folds = np.zeros((n_splits, codes.max() + 1))
+    fold_of = np.empty(len(content), dtype=np.int64)
     for group in order:
-        row = of_class[label_of[group]]
-        totals = of_class.sum(axis=0)
-        fold = int(np.lexsort((totals, row))[0])
+        fold = int(np.lexsort((folds.sum(axis=1), folds @ content[group]))[0])
+        folds[fold] += content[group]
         fold_of[group] = fold
-        row[fold] += sizes[group]
     return fold_of[groups]
-
-
-def _search(codes: Ints, groups: Ints, n_splits: int, seed: int) -> Ints:
-    """Try seeds until every class is trained for every fold."""
-    for attempt in range(20):
-        splitter = StratifiedGroupKFold(
-            n_splits, shuffle=True, random_state=seed + attempt
-        )
-        folds = np.empty(len(codes), dtype=np.int64)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # classes rarer than folds are no concern
-            parts = list(splitter.split(codes, codes, groups))
-        for fold, (_, test) in enumerate(parts):
-            folds[test] = fold
-        if len(np.unique(folds)) == n_splits and _trainable(codes, folds):
-            return folds
-    raise ValueError(
-        f"No {n_splits} group-disjoint folds train every class; use fewer folds."
-    )
 
 
 def _trainable(codes: Ints, folds: Ints) -> bool:

@@ -14,11 +14,13 @@ from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from analysis_lib.probing.folds import Splits, given_folds, group_folds
+from analysis_lib.probing.folds import Splits, deal, given_folds, group_folds
 from analysis_lib.probing.results import ProbeResult, balanced_accuracy, score
 from analysis_lib.probing.ridge import PENALTIES, FoldedRidge
 from analysis_lib.stats import Floats, Ints, as_features, permute_labels
 
+# Where too few clips remain to choose.
+FIXED_PENALTY = 0.1
 LOGISTIC_PENALTIES = np.array([1000.0, 100.0, 10.0, 1.0, 0.1])
 
 
@@ -94,7 +96,8 @@ def linear_probe(
     null = None
     permuted, scheme = permute_labels(splits.codes, splits.groups, n_permutations, seed)
     if method == "ridge":
-        scores, probabilities, ridge, penalties = _ridge(features, splits)
+        ridge = FoldedRidge(features, splits.folds)
+        scores, probabilities, penalties = cross_validate(ridge, splits)
         if n_permutations:
             null = _ridge_null(ridge, permuted, penalties), scheme
         penalties = ridge.absolute(penalties)
@@ -111,6 +114,7 @@ def linear_probe(
         probabilities,
         penalties,
         f"{method} probe",
+        (features.shape[1] + 1) * len(splits.classes),
         null,
         n_bootstrap,
         level,
@@ -118,12 +122,12 @@ def linear_probe(
     )
 
 
-def _ridge(X: Floats, splits: Splits) -> tuple[Floats, Floats, FoldedRidge, Floats]:
-    """Held-out scores, probabilities, the regression and its penalties (relative)."""
-    ridge, y, folds = FoldedRidge(X, splits.folds), splits.codes, splits.folds
+def cross_validate(ridge: FoldedRidge, splits: Splits) -> tuple[Floats, Floats, Floats]:
+    """Held-out scores (n, C), probabilities (n, C) and relative penalties (K,)."""
+    y, folds = splits.codes, splits.folds
     targets = ridge.targets(np.eye(len(splits.classes))[y])
     n_folds = splits.n_splits
-    chosen, best = np.full(n_folds, 0.1), np.full(n_folds, -np.inf)
+    chosen, best = np.full(n_folds, FIXED_PENALTY), np.full(n_folds, -np.inf)
     sharpness = np.ones(n_folds)
     if n_folds > 2:  # with two folds, nothing is left to choose on
         kept = np.empty((n_folds, len(y), len(splits.classes)))
@@ -138,13 +142,48 @@ def _ridge(X: Floats, splits: Splits) -> tuple[Floats, Floats, FoldedRidge, Floa
         for fold in range(n_folds):
             sharpness[fold] = _sharpness(kept[fold][folds != fold], y[folds != fold])
     scores = ridge.outer_predictions(ridge.discriminate, targets, chosen)
-    probabilities = softmax(scores * sharpness[folds][:, None], axis=1)
-    return scores, probabilities, ridge, chosen
+    return scores, softmax(scores * sharpness[folds][:, None], axis=1), chosen
+
+
+def fit_and_score(
+    X: Floats, y: Ints, groups: Ints, n_classes: int, new: Floats, seed: int = 0
+) -> tuple[Floats, float]:
+    """Train on all of ``X``, choosing the penalty inside it; score ``new`` clips.
+
+    For training sets of any size: classes may be missing or have a single clip.
+
+    Returns
+    -------
+    probabilities : (len(new), C) array
+    penalty : float
+        Relative, as in ``FoldedRidge``.
+    """
+    groups = np.unique(groups, return_inverse=True)[1]
+    n_folds = min(5, int(groups.max()) + 1)
+    choose = n_folds > 1 and len(np.unique(y)) > 1
+    folds = deal(y, groups, n_folds, seed) if choose else np.zeros_like(y)
+    ridge = FoldedRidge(X, folds)
+    targets = ridge.targets(np.eye(n_classes)[y])
+    best, chosen, sharpness = -np.inf, FIXED_PENALTY, 1.0
+    for penalty in PENALTIES if choose else []:
+        try:
+            inner = np.empty((len(y), n_classes))
+            for fold, test in enumerate(ridge.tests):
+                inner[test] = ridge.discriminate(targets, penalty, [fold])[0]
+        except ValueError:  # too few clips remain to vary
+            break
+        merit = balanced_accuracy(y, inner.argmax(axis=1))[0]
+        if merit >= best:
+            best, chosen, sharpness = merit, float(penalty), _sharpness(inner, y)
+    scores = ridge.discriminate_new(targets, chosen, new)
+    return softmax(scores * sharpness, axis=1), chosen
 
 
 def _sharpness(scores: Floats, y: Ints) -> float:
     """Factor on scores at which their softmax gives the labels most probability."""
     known = np.isfinite(scores[np.arange(len(y)), y])
+    if not known.any():
+        return 1.0
     scores, y = scores[known], y[known]
     weight = 1 / np.bincount(y)[y]
 

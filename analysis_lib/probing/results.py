@@ -77,6 +77,10 @@ class ProbeResult:
     method : str
     notes : tuple of str
         Fallbacks that were used.
+    n_parameters : int
+        Trained numbers of one fold's probe.
+    layer_weights : (K, L) array or None
+        Of a weighted sum of layers: each fold's weights, summing to one.
     """
 
     accuracy: float
@@ -97,6 +101,8 @@ class ProbeResult:
     penalties: Floats
     method: str
     notes: tuple[str, ...]
+    n_parameters: int
+    layer_weights: Floats | None = None
 
     def __repr__(self) -> str:
         p = "" if self.null is None else f", p={self.null.p:.3g}"
@@ -154,10 +160,12 @@ def score(
     probabilities: Floats,
     penalties: Floats,
     method: str,
+    n_parameters: int,
     null: tuple[Floats, str] | None = None,
     n_bootstrap: int = 1000,
     level: float = 0.95,
     seed: int = 0,
+    layer_weights: Floats | None = None,
 ) -> ProbeResult:
     """Turn held-out class scores and probabilities (n, C) into a result."""
     y, predictions = splits.codes, scores.argmax(axis=1)
@@ -196,6 +204,8 @@ def score(
         penalties=penalties,
         method=method,
         notes=splits.notes,
+        n_parameters=n_parameters,
+        layer_weights=layer_weights,
     )
 
 

@@ -5,10 +5,11 @@ With features z and targets y, the normal equations of the clips that remain are
 
     (S_zz - S_zz(out) - n m m' + penalty I) beta = S_zy - S_zy(out) - n m t'
 
-with S_zy = sum z y' over all clips or those left out, and n, m and t the number, mean features and mean targets of what remains. So each
-fold's products are made once; every outer fold, every inner fold (two folds left out)
-and every penalty is one Cholesky factor; and any number of label permutations shares
-the factors. The answers are those of refitting, to rounding.
+with S_zy = sum z y' over all clips or those left out, and n, m and t the number, mean
+features and mean targets of what remains. So each fold's products are made once; every
+outer fold, every inner fold (two folds left out) and every penalty is one Cholesky
+factor; and any number of label permutations shares the factors. The answers are those
+of refitting, to rounding.
 
 Where features outnumber clips, one eigendecomposition of the N x N Gram matrix turns
 the features into at most N - 1 coordinates with the same inner products; ridge
@@ -51,21 +52,31 @@ class FoldedRidge:
     """
 
     def __init__(self, X: Floats, folds: Ints) -> None:
-        Z = X - X.mean(axis=0)
+        self._mean = X.mean(axis=0)
+        Z = X - self._mean
         # What is left of a constant after rounding is not spread.
         if np.abs(Z).max() <= 1e-13 * np.abs(X).max():
             raise ValueError("X is constant: every clip has the same features.")
         self._unit = float(np.sqrt(np.mean(Z**2)))
         Z /= self._unit
+        self._basis = None
         if Z.shape[1] > Z.shape[0]:
             values, vectors = np.linalg.eigh(Z @ Z.T)
             keep = values > values[-1] * 1e-14
+            self._basis = Z.T @ (vectors[:, keep] / np.sqrt(values[keep]))
             Z = vectors[:, keep] * np.sqrt(values[keep])
         self.Z = Z
         self.tests = [np.flatnonzero(folds == fold) for fold in range(folds.max() + 1)]
         self._sizes = np.array([len(test) for test in self.tests])
         self._grams = np.stack([Z[test].T @ Z[test] for test in self.tests])
         self._sums = np.stack([Z[test].sum(axis=0) for test in self.tests])
+
+    def discriminate_new(self, targets: Targets, penalty: float, X: Floats) -> Floats:
+        """Score clips that lie in no fold, from all folds: see :meth:`discriminate`."""
+        Z = (X - self._mean) / self._unit
+        if self._basis is not None:
+            Z = Z @ self._basis
+        return self._class_scores(targets, penalty, [], [Z])[0]
 
     def targets(self, Y: Floats) -> Targets:
         """Sum (N, M) targets fold by fold."""
@@ -104,13 +115,8 @@ class FoldedRidge:
         is exactly regularised linear discriminant analysis with equal priors. A class
         that was not trained scores -inf.
         """
-        beta, mean, share, products = self._fit(targets, penalty, out)
-        n = self._sizes.sum() - self._sizes[out].sum()
-        with np.errstate(divide="ignore", invalid="ignore"):
-            own = share + np.einsum("rm,rm->m", products, beta) / (n * share)
-            offset = np.where(share > 0, (share - own / 2) / share, -np.inf)
-            beta = np.where(share > 0, beta / share, 0)
-        return [offset + (self.Z[self.tests[f]] - mean) @ beta for f in out]
+        left_out = [self.Z[self.tests[fold]] for fold in out]
+        return self._class_scores(targets, penalty, out, left_out)
 
     def inner_predictions(
         self, solve: Solve, targets: Targets, penalty: float
@@ -143,6 +149,17 @@ class FoldedRidge:
         """Penalty of each fold in the units of scikit-learn's ``Ridge(alpha)`` on X."""
         scales = [self._factor([f], 1.0)[2] for f in range(len(self.tests))]
         return penalties * np.array(scales) * self._unit**2
+
+    def _class_scores(
+        self, targets: Targets, penalty: float, out: list[int], parts: list[Floats]
+    ) -> list[Floats]:
+        beta, mean, share, products = self._fit(targets, penalty, out)
+        n = self._sizes.sum() - self._sizes[out].sum()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            own = share + np.einsum("rm,rm->m", products, beta) / (n * share)
+            offset = np.where(share > 0, (share - own / 2) / share, -np.inf)
+            beta = np.where(share > 0, beta / share, 0)
+        return [offset + (part - mean) @ beta for part in parts]
 
     def _fit(
         self, targets: Targets, penalty: float, out: list[int]
