@@ -20,7 +20,7 @@ from analysis_lib.base import AnalysisError, cache_dir, digest
 from analysis_lib.corpora import synthesis
 from analysis_lib.corpora.synthesis import Array
 
-RECIPES = {"environment": "environment", "calls": "calls"}
+RECIPES = ("environment", "calls", "words", "utterances")
 Row = dict[str, Any]
 
 PUBLIC_DOMAIN = """CC0 1.0 Universal (public domain dedication)
@@ -37,16 +37,18 @@ def recipe(name: str) -> ModuleType:
 
     It has ``jobs() -> list[tuple]`` and ``make_clips(folder, *job) -> list[Row]``,
     which writes the files of one job below ``folder`` and returns their rows of
-    ``metadata.csv``, and ``LICENCE``.
+    ``metadata.csv``, and ``LICENCE``. If it has them, ``PARTS`` are further modules
+    that decide the sound, and ``versions()`` names other programs that do.
     """
-    return importlib.import_module(f"analysis_lib.corpora.{RECIPES[name]}")
+    return importlib.import_module(f"analysis_lib.corpora.{name}")
 
 
 def recipe_fingerprint(name: str) -> str:
     """Hash of the program text that decides how the corpus sounds."""
     module = recipe(name)
     parts = [module, synthesis, *getattr(module, "PARTS", ())]
-    return digest(name, *(inspect.getsource(part) for part in parts))
+    versions = module.versions() if hasattr(module, "versions") else ""
+    return digest(name, versions, *(inspect.getsource(part) for part in parts))
 
 
 def corpus_folder(name: str) -> Path:

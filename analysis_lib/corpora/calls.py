@@ -259,7 +259,7 @@ def _otter(folder: Path, number: int) -> list[Row]:
             heard = mixers[count % 2](rng, call(rng, voice))
             name = f"otters/{label}/{animal}-{count}.flac"
             write_clip(folder / name, heard, RATE)
-            row = {"file_name": name, "label": label, "group": animal}
+            row: Row = {"file_name": name, "label": label, "group": animal}
             row |= {"fold": number % SESSIONS + 1, "species": "otter"}
             rows.append({**row, "recording": f"{animal}-recording-{count % 2}"})
     return rows
@@ -274,7 +274,7 @@ def _finch(folder: Path, number: int) -> list[Row]:
             rng = np.random.default_rng([SEED, 2, number, session, count])
             name = f"finches/{bird}/session-{session}-{count}.flac"
             write_clip(folder / name, mixer(rng, song(rng)), RATE)
-            row = {
+            row: Row = {
                 "file_name": name,
                 "label": bird,
                 "group": f"{bird}-session-{session}",
