@@ -263,6 +263,14 @@ def test_without_quantization_or_partition_labels_are_optional():
     assert open_.indices.ge(0).all()
 
 
+@pytest.mark.parametrize("kernel", [12, (10, 8), (1, 3)])
+def test_rowwise_deconvolution_is_exact(kernel):
+    rowwise = modules.RowwiseConvTranspose2d(6, 1, kernel, 1, (0, 1))
+    plain = nn.ConvTranspose2d(6, 1, kernel, 1, (0, 1))
+    plain.load_state_dict(rowwise.state_dict())
+    same_answers(rowwise, plain, wave((2, 6, 9, 11), 0.7))
+
+
 def test_weights_init_fills_only_convolutions():
     class ConvLike(nn.Module):
         pass

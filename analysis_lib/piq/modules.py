@@ -78,6 +78,26 @@ def weights_init(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+class RowwiseConvTranspose2d(nn.ConvTranspose2d):
+    """A transposed convolution of stride 1, one row of its kernel at a time.
+
+    Equal to ``nn.ConvTranspose2d`` up to rounding, weights and all. Kernels for one
+    output channel leave most of a vector unit idle; the rows of the filter taken as
+    channels fill it, and adding them up, each a step lower, is cheap.
+    """
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        rows, columns = self.weight.shape[-2:]
+        top, left = int(self.padding[0]), int(self.padding[1])
+        if self.out_channels != 1 or self.stride != (1, 1) or left > columns - 1:
+            return super().forward(x, output_size)
+        weight = self.weight[:, 0].transpose(0, 1).flip(-1)[:, :, None]
+        by_row = F.conv2d(x, weight, padding=(0, columns - 1 - left))
+        size = (x.shape[-2] + rows - 1 - 2 * top, by_row.shape[-1])
+        out = F.fold(by_row.flatten(2), size, (rows, 1), padding=(top, 0))
+        return out if self.bias is None else out + self.bias[:, None, None]
+
+
 def grid_size(length: int) -> int:
     """Give the least size ≥ ``length`` that ψ gives back exactly: 1 modulo 32."""
     return max(33, (length + 30) // 32 * 32 + 1)
@@ -285,7 +305,7 @@ def _upsampling(
             nn.ReLU(),
             nn.BatchNorm2d(dim),
         ]
-    return nn.Sequential(*layers, nn.ConvTranspose2d(dim, 1, head, 1, 1))
+    return nn.Sequential(*layers, RowwiseConvTranspose2d(dim, 1, head, 1, 1))
 
 
 def _published(dim: int) -> nn.Sequential:

@@ -268,10 +268,11 @@ class VQEmbedding(nn.Module):
             ``(B, H, W)`` int64.
         """
         keys = self.embedding.weight
-        if self.reference and labels is not None:
-            closed = irrelevant_regions(labels, len(keys), 10, 10, reference=True)
-        else:
-            closed = self.irrelevant(labels)
+        closed = (
+            irrelevant_regions(labels, len(keys), 10, 10, reference=True)
+            if self.reference and labels is not None
+            else self.irrelevant(labels)
+        )
         return vector_quantize(z.movedim(1, -1), keys, closed)
 
     def straight_through(
