@@ -164,7 +164,7 @@ def fit_and_score(
     folds = deal(y, groups, n_folds, seed) if choose else np.zeros_like(y)
     ridge = FoldedRidge(X, folds)
     targets = ridge.targets(np.eye(n_classes)[y])
-    best, chosen, sharpness = -np.inf, FIXED_PENALTY, 1.0
+    best, chosen, kept = -np.inf, FIXED_PENALTY, None
     for penalty in PENALTIES if choose else []:
         try:
             inner = np.empty((len(y), n_classes))
@@ -174,7 +174,8 @@ def fit_and_score(
             break
         merit = balanced_accuracy(y, inner.argmax(axis=1))[0]
         if merit >= best:
-            best, chosen, sharpness = merit, float(penalty), _sharpness(inner, y)
+            best, chosen, kept = merit, float(penalty), inner
+    sharpness = 1.0 if kept is None else _sharpness(kept, y)
     scores = ridge.discriminate_new(targets, chosen, new)
     return softmax(scores * sharpness, axis=1), chosen
 

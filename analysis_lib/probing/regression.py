@@ -1,0 +1,200 @@
+"""Can a linear rule read a quantity, loudness or pitch? Ridge, judged by R squared."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from analysis_lib.probing.folds import ProbeWarning, deal
+from analysis_lib.probing.linear import FIXED_PENALTY
+from analysis_lib.probing.results import Null
+from analysis_lib.probing.ridge import PENALTIES, FoldedRidge
+from analysis_lib.stats import (
+    Floats,
+    Interval,
+    Ints,
+    as_features,
+    bootstrap_counts,
+    encode_groups,
+    percentile_interval,
+    permutation_p,
+    permute_labels,
+)
+
+
+@dataclass(frozen=True, repr=False)
+class RegressionResult:
+    """Held-out performance of a regression probe.
+
+    Attributes
+    ----------
+    r2 : float
+        1 - SSE / SST on held-out groups, SST about each fold's training mean: 0 is what
+        a constant reaches; it may be negative.
+    interval : Interval
+        Bootstrap interval over groups.
+    standard_error : float
+    chance : float
+        0.
+    null : Null or None
+        R squared on permuted targets.
+    clips, target, groups, folds, predictions : (n,) arrays
+        Of each clip that took part.
+    penalties : (K,) array
+    notes : tuple of str
+    """
+
+    r2: float
+    interval: Interval
+    standard_error: float
+    chance: float
+    null: Null | None
+    clips: Ints
+    target: Floats
+    groups: Ints
+    folds: Ints
+    predictions: Floats
+    penalties: Floats
+    notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        p = "" if self.null is None else f", p={self.null.p:.3g}"
+        return (
+            f"RegressionResult(r2={self.r2:.3f} "
+            f"[{self.interval.low:.3f}, {self.interval.high:.3f}]{p}, "
+            f"{len(self.target)} clips, {len(np.unique(self.groups))} groups)"
+        )
+
+
+def regression_probe(
+    X: ArrayLike,
+    target: ArrayLike,
+    groups: ArrayLike | None = None,
+    *,
+    n_splits: int = 5,
+    n_permutations: int = 100,
+    n_bootstrap: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> RegressionResult:
+    """Measure how well a linear rule predicts a quantity on clips of unseen groups.
+
+    Ridge regression with folds, inner choice of penalty, and null as in
+    :func:`linear_probe`. Frequencies are best given as logarithms.
+
+    Parameters
+    ----------
+    X : (N, D) array
+    target : (N,) array of numbers
+        NaN where not measured (the pitch of a noise): those clips take no part, which
+        is warned of and noted.
+    groups : (N,) array, optional
+        Targets are permuted inside groups where they vary there, so that the null keeps
+        what the group alone tells; else among groups.
+    n_splits, n_permutations, n_bootstrap, level, seed
+        As in :func:`linear_probe`.
+
+    Returns
+    -------
+    RegressionResult
+
+    Raises
+    ------
+    ValueError
+        If features are not finite or constant, targets are infinite, constant or not
+        numbers, or fewer than two groups remain.
+    """
+    features = as_features(X)
+    try:
+        values = np.asarray(target, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(
+            "target holds text, not numbers; use linear_probe for classes."
+        ) from None
+    if values.shape != (len(features),):
+        raise ValueError(f"target has shape {values.shape} for {len(features)} clips.")
+    if np.isinf(values).any():
+        first = np.flatnonzero(np.isinf(values))[0]
+        raise ValueError(f"target is infinite at clip {first}.")
+    group_codes = encode_groups(groups, len(features))
+    clips = np.flatnonzero(~np.isnan(values))
+    notes: list[str] = []
+    if len(clips) < len(values):
+        notes.append(
+            f"{len(values) - len(clips)} of {len(values)} clips left out: no target"
+        )
+    features, values = features[clips], values[clips]
+    group_codes = np.unique(group_codes[clips], return_inverse=True)[1].astype(np.int64)
+    n_groups = len(np.unique(group_codes))
+    if n_groups < n_splits:
+        unit = "clips" if groups is None else "groups"
+        notes.append(f"{n_groups} folds, not {n_splits}: only {n_groups} {unit}")
+    n_splits = min(n_splits, n_groups)
+    if n_splits < 2:
+        raise ValueError(f"{n_groups} groups have a target; two are needed at least.")
+    if np.ptp(values) == 0:
+        raise ValueError(f"target is constant: {values[0]:g} for every clip.")
+    for note in notes:
+        warnings.warn(note, ProbeWarning, stacklevel=2)
+
+    folds = deal(np.zeros(len(clips), dtype=np.int64), group_codes, n_splits, seed)
+    ridge = FoldedRidge(features, folds)
+    predictions, penalties = _cross_validate(ridge, values, folds)
+    baseline = _training_means(values[None], folds)[0]
+    errors, totals = (values - predictions) ** 2, (values - baseline) ** 2
+    r2 = float(1 - errors.sum() / totals.sum())
+    counts = bootstrap_counts(group_codes, n_bootstrap, seed)
+    draws = 1 - (counts @ errors) / np.maximum(counts @ totals, 1e-300)
+    null = None
+    if n_permutations:
+        _, codes = np.unique(values, return_inverse=True)
+        drawn, scheme = permute_labels(codes, group_codes, n_permutations, seed)
+        permuted = np.unique(values)[drawn]
+        fitted = ridge.outer_predictions(
+            ridge.predict, ridge.targets(permuted.T), penalties
+        ).T
+        spread = (permuted - _training_means(permuted, folds)) ** 2
+        null_r2 = 1 - ((permuted - fitted) ** 2).sum(axis=1) / spread.sum(axis=1)
+        p = float(permutation_p(r2, null_r2))
+        null = Null(null_r2, percentile_interval(null_r2), p, scheme)
+    return RegressionResult(
+        r2=r2,
+        interval=percentile_interval(draws, level),
+        standard_error=float(draws.std(ddof=1)),
+        chance=0.0,
+        null=null,
+        clips=clips,
+        target=values,
+        groups=group_codes,
+        folds=folds,
+        predictions=predictions,
+        penalties=ridge.absolute(penalties),
+        notes=tuple(notes),
+    )
+
+
+def _cross_validate(
+    ridge: FoldedRidge, values: Floats, folds: Ints
+) -> tuple[Floats, Floats]:
+    targets = ridge.targets(values[:, None])
+    n_folds = len(ridge.tests)
+    chosen, best = np.full(n_folds, FIXED_PENALTY), np.full(n_folds, np.inf)
+    for penalty in PENALTIES if n_folds > 2 else []:
+        inner = ridge.inner_predictions(ridge.predict, targets, penalty)[:, :, 0]
+        for fold in range(n_folds):
+            train = folds != fold
+            error = float(((inner[fold, train] - values[train]) ** 2).sum())
+            if error <= best[fold]:
+                best[fold], chosen[fold] = error, penalty
+    return ridge.outer_predictions(ridge.predict, targets, chosen)[:, 0], chosen
+
+
+def _training_means(values: Floats, folds: Ints) -> Floats:
+    """Mean target of the clips outside each clip's fold, for each row: (P, n)."""
+    inside = np.eye(folds.max() + 1)[folds]
+    sums = values @ inside
+    outside = values.sum(axis=1, keepdims=True) - sums
+    return (outside / (len(folds) - inside.sum(axis=0)))[:, folds]
