@@ -1,0 +1,347 @@
+"""How faithful a mask is: the published scores, clip by clip, and what they hide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from analysis_lib.piq.classifier import Explained
+from analysis_lib.piq.frontend import Clips
+from analysis_lib.stats import bootstrap_counts, encode_groups, percentile_interval
+
+SCORES = ("Fid-In", "FF", "AI", "AD", "AG", "SPS", "COMP")
+"""Input fidelity, faithfulness, average increase, drop and gain, sparseness and
+complexity; all but AD and COMP are better when higher."""
+
+
+def gini(mask: ArrayLike) -> NDArray[np.float64]:
+    """Sparseness: the Gini index of each mask's absolute values, 0 (flat) to 1.
+
+    Parameters
+    ----------
+    mask : array_like
+        ``(N, ...)``.
+
+    Returns
+    -------
+    ndarray
+        ``(N,)``; 0 for a constant mask, the empty one included.
+
+    References
+    ----------
+    .. [1] P. Chalasani et al., "Concise Explanations of Neural Networks using
+       Adversarial Training", ICML 2020. Quantus adds 1e-7 to every value first;
+       the two differ by less than that share of the mask's mean.
+    """
+    values = np.sort(_flat(mask), axis=1)
+    n = values.shape[1]
+    weights = 2 * np.arange(1, n + 1) - n - 1
+    total = values.sum(1)
+    return (values @ weights) / (n * np.where(total > 0, total, 1.0))
+
+
+def mask_entropy(mask: ArrayLike) -> NDArray[np.float64]:
+    """Complexity: the entropy of each mask taken as a distribution, in nats.
+
+    Parameters
+    ----------
+    mask : array_like
+        ``(N, ...)``.
+
+    Returns
+    -------
+    ndarray
+        ``(N,)``, from 0 (one bin) to the log of the number of bins; NaN for an
+        empty mask, which is no distribution.
+
+    References
+    ----------
+    .. [1] U. Bhatt, A. Weller, J. M. F. Moura, "Evaluating and Aggregating
+       Feature-based Model Explanations", IJCAI 2020.
+    """
+    values = _flat(mask)
+    total = values.sum(1, keepdims=True)
+    share = values / np.where(total > 0, total, 1.0)
+    entropy = -(share * np.log(np.where(share > 0, share, 1.0))).sum(1)
+    return np.where(total[:, 0] > 0, entropy, np.nan)
+
+
+def _flat(mask: ArrayLike) -> NDArray[np.float64]:
+    array = np.abs(np.asarray(mask, np.float64))
+    return array.reshape(len(array), -1)
+
+
+def faithfulness_scores(
+    p: ArrayLike, p_in: ArrayLike, p_out: ArrayLike, classes: ArrayLike | None = None
+) -> pd.DataFrame:
+    """Compare a classifier's answers to the whole, the masked and the remaining sound.
+
+    With c the class explained (by default the one predicted for the whole), clip by
+    clip:
+
+    - ``Fid-In``: 1 if c is still predicted from the masked sound, else 0;
+    - ``FF``: p_c - p_out_c;
+    - ``AI``: 100 if p_in_c > p_c, else 0;
+    - ``AD``: 100 · max(0, p_c - p_in_c) / p_c;
+    - ``AG``: 100 · max(0, p_in_c - p_c) / (1 - p_c).
+
+    Parameters
+    ----------
+    p, p_in, p_out : array_like
+        ``(N, n)`` class probabilities (not logits): whole, masked, remainder.
+    classes : array_like, optional
+        ``(N,)`` class explained.
+
+    Returns
+    -------
+    DataFrame
+        ``(N, 5)``.
+
+    Raises
+    ------
+    ValueError
+        If a row is no distribution: the upstream recipe applies the softmax twice,
+        which makes every drop look smaller than it is.
+
+    References
+    ----------
+    .. [1] F. Paissan, M. Ravanelli, C. Subakan, arXiv:2403.13086, section 4.
+    """
+    whole, kept, left = (
+        _probabilities(a, name)
+        for a, name in [(p, "p"), (p_in, "p_in"), (p_out, "p_out")]
+    )
+    at = np.arange(len(whole))
+    c = whole.argmax(1) if classes is None else np.asarray(classes)
+    before, inside, outside = whole[at, c], kept[at, c], left[at, c]
+    return pd.DataFrame(
+        {
+            "Fid-In": (kept.argmax(1) == c).astype(float),
+            "FF": before - outside,
+            "AI": 100.0 * (inside > before),
+            "AD": 100 * np.maximum(before - inside, 0) / np.maximum(before, 1e-10),
+            "AG": 100 * np.maximum(inside - before, 0) / np.maximum(1 - before, 1e-10),
+        }
+    )
+
+
+def _probabilities(values: ArrayLike, name: str) -> NDArray[np.float64]:
+    array = np.asarray(values, np.float64)
+    if (
+        array.ndim != 2
+        or (array < 0).any()
+        or not np.allclose(array.sum(1), 1, atol=1e-4)
+    ):
+        raise ValueError(
+            f"{name} of shape {array.shape} does not hold a probability distribution "
+            f"in each row; pass the softmax of the logits, once."
+        )
+    return array
+
+
+@torch.no_grad()
+def score_masks(
+    classifier: Explained,
+    clips: Clips,
+    masks: Mapping[str, ArrayLike],
+    classes: ArrayLike | None = None,
+    batch_size: int = 32,
+) -> pd.DataFrame:
+    """Score masks clip by clip, sound masked in the log1p-magnitude domain.
+
+    Parameters
+    ----------
+    classifier : Explained
+        What the masks explain.
+    clips : Clips
+        N clips.
+    masks : mapping
+        Name of a method to its ``(N, T, F)`` masks, 0 to 1.
+    classes : array_like, optional
+        ``(N,)`` class explained; by default the predicted one.
+    batch_size : int
+        Clips at once.
+
+    Returns
+    -------
+    DataFrame
+        A row a method and clip: ``method``, ``clip``, ``group``, the seven `SCORES`
+        and ``area``, the mask's mean.
+
+    Raises
+    ------
+    ValueError
+        If masks have another shape than the spectrograms, leave 0 to 1 or hold NaN.
+    """
+    whole = _answers(classifier, clips, None, batch_size)
+    tables = []
+    for name, values in masks.items():
+        mask = _checked(values, name, clips, classifier)
+        scores = faithfulness_scores(
+            whole,
+            _answers(classifier, clips, mask, batch_size),
+            _answers(classifier, clips, 1 - mask, batch_size),
+            classes,
+        )
+        scores["SPS"], scores["COMP"] = gini(mask), mask_entropy(mask)
+        scores["area"] = mask.mean((1, 2), dtype=np.float64)
+        scores.insert(0, "method", name)
+        scores.insert(1, "clip", clips.names)
+        scores.insert(2, "group", clips.groups)
+        tables.append(scores)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _answers(
+    classifier: Explained, clips: Clips, mask: NDArray | None, batch_size: int
+) -> NDArray[np.float32]:
+    parts: list[Tensor] = []
+    for i in range(0, len(clips), batch_size):
+        at = slice(i, i + batch_size)
+        stft = classifier.front_end.stft(torch.from_numpy(clips.waves[at]))
+        part = None if mask is None else torch.from_numpy(mask[at])
+        parts.append(classifier.predict(stft, part).softmax(-1))
+    return torch.cat(parts).numpy()
+
+
+def _checked(
+    values: ArrayLike, name: str, clips: Clips, classifier: Explained
+) -> NDArray[np.float32]:
+    mask = np.asarray(values, np.float32)
+    front_end = classifier.front_end
+    seconds = clips.waves.shape[1] / clips.sampling_rate
+    shape = (len(clips), front_end.frames(seconds), front_end.bins)
+    if mask.shape != shape:
+        raise ValueError(
+            f"masks of {name!r} have shape {mask.shape}; the clips' spectrograms have "
+            f"{shape} (clips, frames, bins)."
+        )
+    if not ((mask >= 0) & (mask <= 1)).all():
+        raise ValueError(
+            f"masks of {name!r} leave the range 0 to 1 or hold NaN; scale them first."
+        )
+    return mask
+
+
+def top_area(relevance: ArrayLike, area: float, seed: int = 0) -> NDArray[np.float32]:
+    """Keep the most relevant share of each clip's bins.
+
+    Parameters
+    ----------
+    relevance : array_like
+        ``(N, T, F)``, of any scale.
+    area : float
+        Share of bins to keep, 0 to 1.
+    seed : int
+        Ties are broken at random, so that a constant mask is a random one here.
+
+    Returns
+    -------
+    ndarray
+        ``(N, T, F)`` of 0 and 1, each with ``round(area * T * F)`` ones.
+    """
+    values = np.asarray(relevance, np.float32)
+    flat = values.reshape(len(values), -1)
+    keep = round(area * flat.shape[1])
+    rng = np.random.default_rng(seed)
+    out = np.zeros_like(flat)
+    for row, kept in zip(flat, out, strict=True):
+        shuffled = rng.permutation(len(row))
+        order = shuffled[np.argsort(-row[shuffled], kind="stable")]
+        kept[order[:keep]] = 1
+    return out.reshape(values.shape)
+
+
+def area_curves(
+    classifier: Explained,
+    clips: Clips,
+    relevance: Mapping[str, ArrayLike],
+    areas: Sequence[float] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7),
+    classes: ArrayLike | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Score every method at equal areas: its most relevant bins, hard.
+
+    Scores of soft masks compare methods that keep different amounts; all-pass wins.
+    At equal areas it is a random mask, and a method shows what its ranking is worth.
+
+    Parameters
+    ----------
+    classifier, clips, classes
+        As in `score_masks`.
+    relevance : mapping
+        Name of a method to its ``(N, T, F)`` relevance, of any scale.
+    areas : sequence of float
+        Shares of bins to keep.
+    seed : int
+        Of ties.
+
+    Returns
+    -------
+    DataFrame
+        As of `score_masks`, ``area`` being the one asked for.
+    """
+    tables = []
+    for area in areas:
+        cut = {
+            name: top_area(values, area, seed + k)
+            for k, (name, values) in enumerate(relevance.items())
+        }
+        tables.append(
+            score_masks(classifier, clips, cut, classes).assign(area=float(area))
+        )
+    return pd.concat(tables, ignore_index=True)
+
+
+def summarize(
+    scores: pd.DataFrame,
+    by: Sequence[str] = ("method",),
+    columns: Iterable[str] = SCORES,
+    n_draws: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Average scores over clips, with 95 % bootstrap intervals over groups.
+
+    Parameters
+    ----------
+    scores : DataFrame
+        Of `score_masks` or `area_curves`.
+    by : sequence of str
+        Columns that name a condition.
+    columns : iterable of str
+        Scores to average; clips where a score is NaN are left out of it.
+    n_draws, seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    DataFrame
+        A row a condition and score: ``by``, ``score``, ``mean``, ``low``, ``high``,
+        ``clips``.
+    """
+    rows = []
+    for condition, part in scores.groupby(list(by), sort=False):
+        for column in columns:
+            known = part[part[column].notna()]
+            row = dict(zip(by, condition, strict=True))
+            values = known[column].to_numpy()
+            row |= {"score": column, "clips": len(values)}
+            row |= mean_interval(values, known["group"].to_numpy(), n_draws, seed)
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def mean_interval(
+    values: NDArray, groups: ArrayLike, n_draws: int = 1000, seed: int = 0
+) -> dict[str, float]:
+    """Give ``mean``, ``low`` and ``high`` (95 %), whole groups drawn anew."""
+    if len(values) == 0:
+        return dict.fromkeys(("mean", "low", "high"), float("nan"))
+    counts = bootstrap_counts(encode_groups(groups, len(values)), n_draws, seed)
+    low, high = percentile_interval(counts @ values / counts.sum(1))
+    return {"mean": float(values.mean()), "low": low, "high": high}
