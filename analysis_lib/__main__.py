@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -98,7 +99,9 @@ def _test(options: argparse.Namespace) -> int:
     if options.arguments:
         return subprocess.call([*pytest, *options.arguments], cwd=root)
     quick = "not slow and not site and not benchmark"
-    failed = subprocess.call([*pytest, "-q", "-n", "2", "-m", quick], cwd=root)
+    failed = subprocess.call(
+        [*pytest, "-q", "-n", "2", "--dist", "loadfile", "-m", quick], cwd=root
+    )
     # Timings need the machine to themselves.
     timed = subprocess.call([*pytest, "-q", "-m", "benchmark and not slow"], cwd=root)
     return failed or (0 if timed == 5 else timed)  # 5: no test was chosen
@@ -125,6 +128,72 @@ def _check(options: argparse.Namespace) -> int:
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if failed or problems else 0
+
+
+def _corpus_make(options: argparse.Namespace) -> None:
+    from analysis_lib import corpora
+
+    for name in options.names or corpora.names():
+        corpus = corpora.make(name)
+        print(f"{name}: {len(corpus)} clips")
+
+
+def _corpus_list(options: argparse.Namespace) -> None:
+    from analysis_lib import corpora
+
+    print("\n".join(corpora.names()))
+
+
+def _corpus_describe(options: argparse.Namespace) -> None:
+    from analysis_lib.corpora import load_corpus
+
+    corpus = load_corpus(options.name, on_error="skip")
+    table = corpus.table
+    print(f"{corpus.name}: {len(corpus)} clips, fingerprint {corpus.fingerprint[:16]}")
+    print(f"columns: {', '.join(table.columns)}")
+    counts = table["label"].value_counts(sort=False)
+    print(counts.to_string(header=False))
+    for column in ("group", "split", "fold"):
+        if column in table:
+            print(f"{column}s: {table[column].nunique()}")
+    print(f"licence: {corpus.licence.strip()}")
+    for sentence in corpus.skipped:
+        print(f"skipped: {sentence}")
+
+
+def _corpus_check(options: argparse.Namespace) -> int:
+    from analysis_lib.corpora import load_corpus
+
+    corpus = load_corpus(options.name, on_error="skip")
+    for sentence in corpus.skipped:
+        print(sentence, file=sys.stderr)
+    print(f"{len(corpus)} clips can be read, {len(corpus.skipped)} cannot")
+    return 1 if corpus.skipped else 0
+
+
+def _zoo_list(options: argparse.Namespace) -> None:
+    from analysis_lib import zoo
+
+    print("\n".join(zoo.names()))
+
+
+def _zoo_describe(options: argparse.Namespace) -> None:
+    from analysis_lib import zoo
+
+    print(json.dumps(zoo.card(options.name), indent=2, ensure_ascii=False))
+
+
+def _zoo_train(options: argparse.Namespace) -> None:
+    from analysis_lib import zoo
+
+    out = Path(options.output) if options.output else None
+    zoo.train(options.name, out, seed=options.seed, resume=not options.anew)
+
+
+def _zoo_evaluate(options: argparse.Namespace) -> None:
+    from analysis_lib import zoo
+
+    print(json.dumps(zoo.evaluate(options.name), indent=2, ensure_ascii=False))
 
 
 def _print_run(run: Any) -> None:
@@ -170,10 +239,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    def command(name: str, do: Any, words: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=words, description=words)
+    def command(
+        name: str, do: Any, words: str, within: Any = commands
+    ) -> argparse.ArgumentParser:
+        added = within.add_parser(name, help=words, description=words)
         added.set_defaults(do=do)
         return added
+
+    def family(name: str, words: str) -> Any:
+        added = commands.add_parser(name, help=words, description=words)
+        return added.add_subparsers(required=True, metavar="action")
 
     run = command("run", _run, "execute a notebook, with parameters of your own")
     run.add_argument("name", nargs="?", help="a notebook, or a named run")
@@ -194,6 +269,29 @@ def _parser() -> argparse.ArgumentParser:
                        help="values to try; several grids multiply")  # fmt: skip
     _add_parameters(sweep)
     sweep.add_argument("-o", "--output", metavar="CSV", help="keep the table")
+
+    corpus = family("corpus", "make, list, describe or check corpora")
+    make = command("make", _corpus_make, "make bundled corpora ahead of use", corpus)
+    make.add_argument("names", nargs="*", help="all of them by default")
+    command("list", _corpus_list, "name the bundled corpora", corpus)
+    for action, do, words in (
+        ("describe", _corpus_describe, "classes, groups, licence of a corpus"),
+        ("check", _corpus_check, "decode every clip of a corpus"),
+    ):
+        command(action, do, words, corpus).add_argument("name", help="or a folder")
+
+    zoo = family("zoo", "list, describe, train or evaluate the bundled models")
+    command("list", _zoo_list, "name the models that have a recipe", zoo)
+    for action, do, words in (
+        ("describe", _zoo_describe, "show the card of a model"),
+        ("evaluate", _zoo_evaluate, "measure a model as its card was measured"),
+    ):
+        command(action, do, words, zoo).add_argument("name")
+    train = command("train", _zoo_train, "train a model anew by its recipe", zoo)
+    train.add_argument("name")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("-o", "--output", metavar="FOLDER", help="instead of the book's")
+    train.add_argument("--anew", action="store_true", help="forget an unfinished run")
 
     test = command("test", _test, "run the tests that need no site and no minutes")
     test.add_argument("arguments", nargs=argparse.REMAINDER, help="for pytest instead")

@@ -12,6 +12,7 @@ import html
 import io
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,8 @@ _RASTER_ABOVE = (
 
 def set_theme() -> None:
     """Set Matplotlib and seaborn to the book's look: clear ground, one ink."""
+    # A seaborn grid lays itself out and would say so on the page.
+    warnings.filterwarnings("ignore", message="The figure layout has changed to tight")
     sns.set_theme(
         style="ticks",
         palette=list(PALETTE),
@@ -214,8 +217,10 @@ def layer_curve(
             places, np.asarray(control), color=MUTED, ls=":", marker="s", ms=4,
             label=control_label,
         )  # fmt: skip
-    groups = [(None, table)] if series is None else table.groupby(series, sort=False)
-    for colour, (name, rows) in zip(_colours(), groups, strict=False):
+    groups = (
+        [(None, table)] if series is None else list(table.groupby(series, sort=False))
+    )
+    for colour, (name, rows) in zip(_colours(len(groups)), groups, strict=True):
         rows = rows.sort_values(x)
         axes.plot(
             rows[x], rows[y], color=colour, marker="o", ms=4.5,
@@ -330,7 +335,7 @@ def scatter_grid(
     return figure
 
 
-def _colours(number: int = len(PALETTE)) -> list[Any]:
+def _colours(number: int) -> list[Any]:
     """The palette, or as many evenly spaced hues of middle lightness as are needed."""
     if number <= len(PALETTE):
         return list(PALETTE[:number])

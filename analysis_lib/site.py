@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from analysis_lib.base import AnalysisError, digest, sha256_file
-from analysis_lib.runner import execute_all, is_current, notebook_names, plan
+from analysis_lib.runner import Run, execute_all, is_current, notebook_names, plan
 
 
 def listed_chapters(root: Path) -> list[str]:
@@ -69,6 +69,7 @@ def build(
         raise AnalysisError(f"{name} is in {here} but not in {there}: add or remove it")
     runs = [plan(root, name) for name in listed]
     if execute:
+        _make_corpora(runs)
         problems = execute_all(runs, force=force, tell=tell)
         if problems:
             raise AnalysisError("no site was built: " + "; ".join(problems))
@@ -89,22 +90,30 @@ def build(
     return index
 
 
+def _make_corpora(runs: list[Run]) -> None:
+    """Make the bundled corpora that the notebooks name, before two want the same."""
+    from analysis_lib import corpora
+
+    waiting = [run for run in runs if not is_current(run)]
+    named = {word for run in waiting for word in run.parameters.values()
+             if isinstance(word, str)}  # fmt: skip
+    for name in sorted(named & set(corpora.names())):
+        corpora.make(name)
+
+
 def _sphinx(root: Path) -> None:
     start = "from jupyter_book.cli.main import main; main()"
     words = ["build", str(root), "-W", "-n", "--keep-going", "-q"]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from jupyter_book.cli.main import main; main()",
-            *words,
-        ],
+        [sys.executable, "-c", start, *words],
         cwd=root,
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore"},
+        env=os.environ
+        | {"PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore", "NO_COLOR": "1"},
     )
     if done.returncode:
+        shutil.rmtree(root / "_build" / "html", ignore_errors=True)
         said = done.stderr.strip() or done.stdout.strip()
         raise AnalysisError(f"the site has warnings, so it is not published:\n{said}")
 

@@ -1,0 +1,59 @@
+"""A small book in a temporary folder, for the tests of the machinery."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FIXTURES = Path(__file__).parent / "fixtures"
+
+TOC = """\
+format: jb-book
+root: book/index
+parts:
+  - caption: Chapters
+    chapters:
+{chapters}
+  - caption: The book
+    chapters:
+      - file: book/how-to-rerun
+      - file: book/glossary
+"""
+
+FAST = """\
+# %% [markdown]
+# # A notebook without imports
+#
+# It starts at once.
+
+# %% tags=["parameters"]
+seed: int = 0  # random seed
+names: list[str] = ["a", "b"]  # two words
+rate: float = 0.5  # a share
+wide: bool = False  # yes or no
+limit: Optional[int] = None  # at most this many
+
+# %%
+print(seed, names, rate, wide, limit)
+"""
+
+
+def make_project(folder: Path, **notebooks: str) -> Path:
+    """Copy the book's settings and pages; write each notebook's script."""
+    for name in ("_config.yml", "references.bib", "constraints.txt", "jupytext.toml"):
+        shutil.copy(ROOT / name, folder / name)
+    shutil.copytree(
+        ROOT / "book", folder / "book", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    (folder / "notebooks" / "runs").mkdir(parents=True)
+    for name, text in notebooks.items():
+        (folder / "notebooks" / f"{name}.py").write_text(text, encoding="utf-8")
+    chapters = "\n".join(f"      - file: executed/{name}" for name in notebooks)
+    (folder / "_toc.yml").write_text(TOC.format(chapters=chapters), encoding="utf-8")
+    return folder
+
+
+def tiny() -> str:
+    """The script of the notebook that uses all of the machinery."""
+    return (FIXTURES / "tiny.py").read_text(encoding="utf-8")
