@@ -40,11 +40,15 @@ class Batch:
         Number of real tokens of each clip, shape (B,), or None when all are real.
     seconds
         Duration of each clip as the model hears it, shape (B,), or None.
+    heard
+        Where clips are repeated to fill the input: its seconds that are sound and not
+        padding, shape (B,), or None when all are.
     """
 
     inputs: dict[str, Tensor]
     valid: Tensor | None = None
     seconds: np.ndarray | None = None
+    heard: np.ndarray | None = None
 
     @property
     def size(self) -> int:

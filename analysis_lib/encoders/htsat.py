@@ -163,8 +163,12 @@ class HTSATFrontEnd:
         if self.truncation == "fusion":
             inputs["input_features"] = features.expand(-1, 4, -1, -1)
             inputs["is_longer"] = torch.zeros(len(waves), 1, dtype=torch.bool)
-        heard = [min(len(wave), self.samples) / self.sampling_rate for wave in waves]
-        return Batch(inputs, seconds=np.array(heard))
+        lengths = np.array([min(len(wave), self.samples) for wave in waves])
+        copies = self.samples // lengths if self.padding == "repeatpad" else 1
+        heard = np.minimum(copies * lengths, self.samples) / self.sampling_rate
+        whole = self.padding == "repeat" or (copies * lengths == self.samples).all()
+        seconds = lengths / self.sampling_rate
+        return Batch(inputs, seconds=seconds, heard=None if whole else heard)
 
 
 # Microsoft CLAP 2023 (msclap, config_2023.yml).
@@ -329,16 +333,13 @@ class HTSATGrid:
         else:
             activation, _ = arrange_tokens(tap, activation, batch)
         tokens = self.in_time_order(activation)
-        if batch.seconds is None or self.front_end.padding == "repeat":
+        if batch.heard is None:
             return tokens, None
-        copies = np.floor(self.front_end.max_length_s / batch.seconds + 1e-9)
-        if self.front_end.padding == "pad":
-            copies = np.ones_like(copies)
         times = self.times(tokens.shape[1])
-        real = times < (copies * batch.seconds)[:, None]
+        real = times < batch.heard[:, None]
         # A clip shorter than half a token still has the first column.
         real[:, times == times[0]] = True
-        return tokens, None if real.all() else torch.from_numpy(real)
+        return tokens, torch.from_numpy(real).to(tokens.device)
 
 
 def htsat_encoder(
