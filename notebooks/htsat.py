@@ -220,7 +220,7 @@ test = fisher_test(
     n_permutations=settings.permutations,
     seed=settings.seed,
 )
-null = fisher_null(labels)
+null, permuted = fisher_null(labels), test.attrs["permuted"]
 
 # %% [markdown]
 # Asking 184 questions at the 5 % level, one expects nine heads to pass by luck alone.
@@ -247,7 +247,7 @@ glue(
     best_fisher=test["fisher"].max(),
     worst_head=worst_head,
     worst_fisher=test["fisher"].min(),
-    permuted=str(test.attrs["permuted"]),
+    permuted=permuted,
 )
 
 # %% [markdown]
