@@ -323,6 +323,10 @@ def ablate(
     values = torch.as_tensor(value, dtype=torch.float32)
     if values.ndim < 2:
         values = values.expand(len(chosen), *values.shape)
+    if len(values) != len(chosen):
+        raise AnalysisError(
+            f"{len(values)} values for {len(chosen)} heads: give one row a head."
+        )
 
     def replacement(
         edits: list[tuple[slice, Tensor]],
