@@ -38,7 +38,6 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from analysis_lib.extract import extract, tap_names, vectors
 from pydantic import Field
 from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
@@ -57,6 +56,7 @@ from analysis_lib.discriminability import (
 )
 from analysis_lib.drawings import htsat as draw
 from analysis_lib.encoders import ablate, load_encoder
+from analysis_lib.extract import extract, tap_names, vectors
 from analysis_lib.notebook import Parameters, glue, provenance, say
 from analysis_lib.probing import best_set, compare, linear_probe
 from analysis_lib.similarity import similarity_matrix
