@@ -18,7 +18,9 @@ from transformers import ClapAudioModel
 
 from analysis_lib.base import cache_dir
 from analysis_lib.corpora import Corpus, load_corpus
+from analysis_lib.encoders import load_encoder
 from analysis_lib.encoders.htsat import MINI_FRONT_END, htsat_config
+from analysis_lib.zoo.evaluation import probe_layers, unheard
 from analysis_lib.zoo.training import Log, fit, save_weights
 
 NAME = "htsat-mini"
@@ -52,7 +54,7 @@ def train(
     """
     corpus = load_corpus(CORPUS)
     labels, classes = encode(corpus)
-    heard = (corpus.table["split"] == "train").to_numpy()
+    heard = (corpus.table["split"] == "train").to_numpy(copy=True)
     mels = log_mels(corpus)
     torch.manual_seed(seed)
     encoder = ClapAudioModel(htsat_config(EMBED_DIM, drop_path_rate=0.1))
@@ -100,7 +102,14 @@ def train(
         "own_head_accuracy": float(curve["held_out_accuracy"].iloc[-1]),
     }
     save_weights(encoder, out, card)
+    card["metrics"] = evaluate(str(out))
+    save_weights(encoder, out, card)
     return card
+
+
+def evaluate(name: str = NAME) -> dict[str, Any]:
+    """Probe every stage on the sources that training never heard."""
+    return probe_layers(load_encoder(name), unheard(load_corpus(CORPUS)))
 
 
 def log_mels(corpus: Corpus) -> Mels:

@@ -1,0 +1,354 @@
+"""Recipe of `beats-mini`: BEATs in two stages, on animals of its own.
+
+First it predicts tokens of masked patches, where a token is the nearest code of a
+random projection: the first iteration of BEATs. Then it learns call types, birds and
+environmental sounds. All its animals are made for it by the recipe of ``calls``, under
+numbers that the corpus does not have: no animal of the book was ever heard in
+training. Of ``environment`` it hears the train split.
+
+The first stage is kept as ``beats-mini-ssl`` beside the second.
+
+References
+----------
+Chen et al. (2023), "BEATs: Audio Pre-Training with Acoustic Tokenizers", section 3.
+Chiu et al. (2022), "Self-supervised Learning with Random-projection Quantizer".
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize, unfold
+
+from analysis_lib.base import cache_dir, digest, write_atomically
+from analysis_lib.corpora import Corpus, load_corpus
+from analysis_lib.corpora.audiofolder import read_audiofolder
+from analysis_lib.corpora.build import recipe_fingerprint
+from analysis_lib.corpora.calls import make_clips
+from analysis_lib.encoders import beats, load_encoder
+from analysis_lib.encoders.beats import BEATs, BEATsConfig
+from analysis_lib.zoo.measures import depth_gain, probe_layers
+from analysis_lib.zoo.training import Log, fit, save_weights
+
+NAME = "beats-mini"
+CONFIG = BEATsConfig(
+    embed_dim=64,
+    encoder_embed_dim=96,
+    encoder_ffn_embed_dim=384,
+    encoder_attention_heads=4,
+    dropout=0.1,
+)
+OTTERS, FINCHES = range(100, 124), range(100, 130)
+STRETCHES = 9  # of 160 ms: what one training example holds
+CODES, CODE_SIZE, MASKED = 256, 16, 0.75
+SSL_STEPS, STEPS, BATCH = 1200, 1600, 32
+SSL_LR, LR = 1e-3, 1e-3
+# What is asked of it afterwards; none of it was heard.
+HELD_OUT = ("otters", "finches", "environment")
+
+Features = list[Tensor]  # normalised filter banks, (frames, 128) a clip
+
+
+class MaskedPrediction(nn.Module):
+    """BEATs with a learned token in the place of masked ones, and a predictor."""
+
+    def __init__(self, encoder: BEATs) -> None:
+        super().__init__()
+        width = encoder.config.encoder_embed_dim
+        self.encoder = encoder
+        self.masked = nn.Parameter(0.02 * torch.randn(width))
+        self.predict = nn.Linear(width, CODES)
+
+    def forward(self, features: Tensor, hidden: Tensor) -> Tensor:
+        """Code logits at hidden tokens; ``hidden`` is (B, T), True where masked."""
+        tokens = self.encoder.embed(features)
+        tokens = torch.where(hidden[..., None], self.masked.to(tokens), tokens)
+        return self.predict(self.encoder.encoder(tokens)[hidden])
+
+
+class Classifier(nn.Module):
+    """BEATs and a linear head on the mean of its tokens; the encoder is kept."""
+
+    def __init__(self, encoder: BEATs, n_classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.config.encoder_embed_dim, n_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Filter banks (B, frames, 128) to class logits."""
+        return self.head(self.encoder(features).mean(1))
+
+
+class RandomTokenizer:
+    """Nearest of random codes to a random projection of a standardised patch."""
+
+    def __init__(self, features: Features, seed: int) -> None:
+        rng = np.random.default_rng((seed, 1))
+        patches = torch.cat([patches_of(clip[None])[0] for clip in features])
+        self.mean, self.scale = patches.mean(0), patches.std(0) + 1e-3
+        side = patches.shape[1]
+        self.projection = torch.as_tensor(rng.normal(size=(side, CODE_SIZE))).float()
+        codes = torch.as_tensor(rng.normal(size=(CODE_SIZE, CODES))).float()
+        self.codes = normalize(codes, dim=0)
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Token of every patch, (B, T)."""
+        patches = (patches_of(features) - self.mean) / self.scale
+        return (normalize(patches @ self.projection, dim=-1) @ self.codes).argmax(-1)
+
+
+def patches_of(features: Tensor) -> Tensor:
+    """Cut (B, frames, 128) into patches in BEATs' order, (B, T, 256)."""
+    side = CONFIG.input_patch_size
+    return unfold(features[:, None], side, stride=side).transpose(1, 2)
+
+
+def train(
+    out: Path, *, seed: int = 0, resume: bool = True, log: Log = print
+) -> dict[str, Any]:
+    """Train both stages and write weights, configuration and card to ``out``.
+
+    The first stage goes to a folder beside it. Returns the card of the second. A run
+    that was cut off resumes from its last checkpoint.
+    """
+    work = cache_dir() / "zoo"
+    heard, held_out = training_corpora(log)
+    classes = sorted({label for corpus in heard for label in corpus.labels})
+    data = [(features_of(c), codes_of(c, classes), weights_of(c)) for c in heard]
+    tests = {c.name: (features_of(c), codes_of(c, classes)) for c in held_out}
+    features = [clip for part, _, _ in data for clip in part]
+    labels = np.concatenate([codes for _, codes, _ in data])
+    weights = np.concatenate([shares for _, _, shares in data])
+
+    torch.manual_seed(seed)
+    model = BEATs(CONFIG)
+    curve = pretrain(
+        model, features, weights, tests, work / f"{NAME}-ssl-{seed}", seed, resume, log
+    )
+    about: dict[str, Any] = {
+        "architecture": "BEATs: 12 layers, relative position bias, deep norm",
+        "command": f"python -m analysis_lib zoo train {NAME}",
+        "seed": seed,
+        "corpus": "animals made by the recipe of calls; environment (train)",
+        "corpus_fingerprint": digest(*(corpus.fingerprint for corpus in heard)),
+        "licence": "MIT",
+        "not_good_for": "real recordings: it has heard only synthesised sounds",
+    }
+    ssl = {"name": f"{NAME}-ssl", "learns": "masked prediction of random tokens"}
+    write(model, out.with_name(f"{out.name}-ssl"), about | ssl, curve)
+
+    classifier = Classifier(model, len(classes))
+
+    def batch(rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        chosen = rng.choice(len(features), BATCH, p=weights)
+        targets = torch.eye(len(classes))[torch.as_tensor(labels[chosen])]
+        return augment(crop([features[i] for i in chosen], rng), targets, rng)
+
+    def loss(pair: tuple[Tensor, Tensor]) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = classifier(pair[0])
+        return cross_entropy(logits.float(), pair[1], label_smoothing=0.05)
+
+    def accuracies() -> dict[str, float]:
+        return {
+            f"{name}_accuracy": float((predict(classifier, clips) == codes).mean())
+            for name, (clips, codes) in tests.items()
+        }
+
+    curve = fit(
+        classifier,
+        batch,
+        loss,
+        steps=STEPS,
+        lr=LR,
+        work=work / f"{NAME}-{seed}",
+        seed=seed,
+        evaluate=accuracies,
+        resume=resume,
+        log=log,
+    )
+    learns = "call types, birds and environmental sounds, after beats-mini-ssl"
+    return write(model, out, about | {"name": NAME, "learns": learns}, curve)
+
+
+def pretrain(
+    model: BEATs,
+    features: Features,
+    weights: np.ndarray,
+    tests: dict[str, tuple[Features, np.ndarray]],
+    work: Path,
+    seed: int,
+    resume: bool,
+    log: Log,
+) -> pd.DataFrame:
+    """Train ``model`` in place to predict the tokens of masked patches."""
+    tokenizer = RandomTokenizer(features, seed)
+    task = MaskedPrediction(model)
+    n_tokens = STRETCHES * CONFIG.n_bands
+
+    def hide(rng: np.random.Generator, n: int) -> Tensor:
+        order = rng.random((n, n_tokens)).argsort(1)
+        return torch.as_tensor(order < MASKED * n_tokens)
+
+    def batch(rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        chosen = rng.choice(len(features), BATCH, p=weights)
+        return crop([features[i] for i in chosen], rng), hide(rng, BATCH)
+
+    def loss(pair: tuple[Tensor, Tensor]) -> Tensor:
+        images, hidden = pair
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = task(images, hidden)
+        return cross_entropy(logits.float(), tokenizer(images)[hidden])
+
+    rng = np.random.default_rng((seed, 2))
+    unseen = crop([clip for clips, _ in tests.values() for clip in clips[::8]], rng)
+    hidden = hide(rng, len(unseen))
+
+    def accuracy() -> dict[str, float]:
+        hits = [
+            (task(part, mask).argmax(-1) == tokenizer(part)[mask]).float()
+            for part, mask in zip(unseen.split(32), hidden.split(32), strict=True)
+        ]
+        return {"masked_accuracy": float(torch.cat(hits).mean())}
+
+    return fit(
+        task,
+        batch,
+        loss,
+        steps=SSL_STEPS,
+        lr=SSL_LR,
+        work=work,
+        seed=seed,
+        evaluate=accuracy,
+        resume=resume,
+        log=log,
+    )
+
+
+def evaluate(name: str) -> dict[str, Any]:
+    """Probe every layer on animals and sources that were not heard in training."""
+    encoder = load_encoder(name, device="cpu")
+    found: dict[str, Any] = {}
+    for corpus in map(load_corpus, HELD_OUT):
+        if "split" in corpus.table:
+            corpus = corpus.select(corpus.table["split"] == "test")
+        rows = probe_layers(encoder, corpus)
+        found[corpus.name] = {**depth_gain(rows), "probe": rows}
+    return found
+
+
+def write(
+    model: BEATs, out: Path, card: dict[str, Any], curve: pd.DataFrame
+) -> dict[str, Any]:
+    """Write configuration, weights, curve and card, measured from what is written."""
+    out.mkdir(parents=True, exist_ok=True)
+    settings = {"model_type": "beats", **asdict(CONFIG)}
+    (out / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    curve.to_csv(out / "curve.csv", index=False, float_format="%.4g")
+    save_weights(model, out, card)
+    card["metrics"] = evaluate(str(out))
+    save_weights(model, out, card)
+    return card
+
+
+def training_corpora(log: Log) -> tuple[list[Corpus], list[Corpus]]:
+    """What is heard in training, and what its own head is asked on the way."""
+    animals = made_for_training(log)
+    environment = load_corpus("environment")
+    test = (environment.table["split"] == "test").to_numpy()
+    return [
+        animals.select(animals.table["species"] == "otter"),
+        animals.select(animals.table["species"] == "finch"),
+        environment.select(~test),
+    ], [load_corpus("otters"), environment.select(test)]
+
+
+def made_for_training(log: Log) -> Corpus:
+    """Otters and finches under numbers that ``calls`` does not have."""
+    key = digest(recipe_fingerprint("calls"), repr((OTTERS, FINCHES)))
+    folder = cache_dir() / "zoo" / f"animals-{key[:12]}"
+
+    def animal(species: str, number: int) -> pd.DataFrame:
+        done = folder / "made" / f"{species}-{number}.csv"
+        if not done.exists():
+            rows = pd.DataFrame(make_clips(folder, species, number))
+            with write_atomically(done) as draft:
+                rows.to_csv(draft, index=False)
+        return pd.read_csv(done)
+
+    if not (folder / "metadata.csv").exists():
+        jobs = [("otter", n) for n in OTTERS] + [("finch", n) for n in FINCHES]
+        log(f"making the calls of {len(jobs)} animals")
+        made = joblib.Parallel(n_jobs=-1)(joblib.delayed(animal)(*job) for job in jobs)
+        with write_atomically(folder / "metadata.csv") as draft:
+            pd.concat(made).to_csv(draft, index=False)
+    return read_audiofolder(folder, name="animals")
+
+
+def features_of(corpus: Corpus) -> Features:
+    """Normalised filter banks of every clip."""
+    return [
+        beats.prepare([wave], CONFIG).inputs["features"][0]
+        for _, wave in corpus.stream(beats.SAMPLING_RATE)
+    ]
+
+
+def codes_of(corpus: Corpus, classes: list[str]) -> np.ndarray:
+    """Class numbers (N,)."""
+    return np.searchsorted(classes, corpus.labels)
+
+
+def weights_of(corpus: Corpus) -> np.ndarray:
+    """Chance of each clip to be drawn: a third for each of the three corpora."""
+    return np.full(len(corpus), 1 / (3 * len(corpus)))
+
+
+def crop(clips: Features, rng: np.random.Generator) -> Tensor:
+    """Cut clips to the length of an example at a drawn place, (B, frames, 128)."""
+    frames = STRETCHES * CONFIG.input_patch_size
+    starts = [int(rng.integers(len(clip) - frames + 1)) for clip in clips]
+    return torch.stack(
+        [clip[at : at + frames] for clip, at in zip(clips, starts, strict=True)]
+    )
+
+
+def augment(
+    images: Tensor, targets: Tensor, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Roll in time, change gain and tilt, mask times and bands, mix pairs in power."""
+    n, frames, bands = images.shape
+    scale = 2 * CONFIG.fbank_std
+    changed = []
+    tilt = torch.linspace(-1, 1, bands)
+    for image in images:
+        image = image.roll(int(rng.integers(frames)), dims=0)
+        image = image + (rng.normal() + rng.normal() * tilt) / scale
+        for axis, longest in ((0, frames // 6), (1, bands // 6)):
+            width = int(rng.integers(longest))
+            start = int(rng.integers(image.shape[axis] - width))
+            image.narrow(axis, start, width).fill_(float(image.mean()))
+        changed.append(image)
+    share = torch.as_tensor(rng.beta(0.3, 0.3, n), dtype=torch.float32)
+    share = torch.maximum(share, 1 - share)
+    partner = torch.as_tensor(rng.permutation(n))
+    logs = torch.stack(changed) * scale
+    wide = share[:, None, None].log()
+    other = (1 - share).clamp_min(1e-6)[:, None, None].log()
+    mixed = torch.logaddexp(logs + wide, logs[partner] + other) / scale
+    rows = share[:, None]
+    return mixed, rows * targets + (1 - rows) * targets[partner]
+
+
+def predict(model: Classifier, clips: Features) -> np.ndarray:
+    """Class numbers (N,) of clips of equal length."""
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        parts = torch.stack(clips).split(32)
+        return np.concatenate([model(part).argmax(1).numpy() for part in parts])
