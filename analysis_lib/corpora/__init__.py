@@ -6,11 +6,23 @@ import os
 from dataclasses import replace
 
 from analysis_lib.base import AnalysisError
+from analysis_lib.corpora.annotation import read_tier
 from analysis_lib.corpora.audiofolder import OnError, read_audiofolder
-from analysis_lib.corpora.build import RECIPES, build
+from analysis_lib.corpora.build import RECIPES, build_corpus
 from analysis_lib.corpora.corpus import Corpus
+from analysis_lib.corpora.report import chance_level, check, class_table, describe
 
-__all__ = ["Corpus", "load_corpus", "make", "names"]
+__all__ = [
+    "Corpus",
+    "chance_level",
+    "check",
+    "class_table",
+    "describe",
+    "load_corpus",
+    "make",
+    "names",
+    "read_tier",
+]
 
 
 # Parts of a bundled corpus that have a name: corpus, column, value.
@@ -43,7 +55,7 @@ def make(name: str, workers: int | None = None) -> Corpus:
         raise AnalysisError(
             f"{name!r} is not a bundled corpus: choose one of {', '.join(names())}."
         )
-    return read_audiofolder(build(name, workers), name=name)
+    return read_audiofolder(build_corpus(name, workers), name=name)
 
 
 def load_corpus(

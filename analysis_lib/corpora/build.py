@@ -63,7 +63,7 @@ def write_clip(path: Path, samples: Array, rate: int) -> None:
     soundfile.write(path, whole, rate, subtype="PCM_16")
 
 
-def build(name: str, workers: int | None = None) -> Path:
+def build_corpus(name: str, workers: int | None = None) -> Path:
     """Make the corpus unless it is there; return its folder.
 
     The files appear under their final name only when all are written: an

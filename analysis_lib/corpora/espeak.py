@@ -165,14 +165,14 @@ def _library() -> tuple[Any, int]:
         raise AnalysisError(
             f"The spoken corpora need the espeak-ng library ({error}): {HOW}"
         ) from error
-    library.espeak_Info.restype = ctypes.c_char_p
-    version = library.espeak_Info(None).decode().split()[0]
     try:
+        library.espeak_Info.restype = ctypes.c_char_p
+        version = library.espeak_Info(None).decode().split()[0]
         seed = library.espeak_ng_SetRandSeed
     except AttributeError as error:
         raise AnalysisError(
-            f"espeak-ng {version} is too old to speak the same way twice "
-            f"(1.52 can): {HOW}"
+            "The espeak-ng library is too old to speak the same way twice (1.52 can; "
+            f"{error}): {HOW}"
         ) from error
     seed.argtypes = [ctypes.c_long]
     options = PHONEME_EVENTS | PHONEMES_IN_IPA | STAY_ALIVE
