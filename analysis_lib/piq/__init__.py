@@ -1,0 +1,57 @@
+"""Posthoc interpretation by quantization: why did the classifier say its class?"""
+
+from analysis_lib.piq.classifier import (
+    SpectrogramClassifier,
+    accuracy_by_class,
+    predict_clips,
+    randomized,
+    split_groups,
+    train_classifier,
+)
+from analysis_lib.piq.codebook import code_usage, decode_keys, nearest_tokens
+from analysis_lib.piq.frontend import Clips, SpectrogramFrontEnd, load_clips
+from analysis_lib.piq.frozen import EncoderClassifier, probe_encoder
+from analysis_lib.piq.interpret import Interpretation, interpret
+from analysis_lib.piq.metrics import area_curves, score_masks, summarize
+from analysis_lib.piq.mixtures import draw_pairs, label_swap, mixture_study
+from analysis_lib.piq.modules import (
+    Conv2dEncoder,
+    VectorQuantizedPSI,
+    VectorQuantizedPSIFocalNet,
+    VectorQuantizedPSIViT,
+)
+from analysis_lib.piq.quantization import VQEmbedding, irrelevant_regions
+from analysis_lib.piq.train import PIQ, train_piq
+
+__all__ = [
+    "PIQ",
+    "Clips",
+    "Conv2dEncoder",
+    "EncoderClassifier",
+    "Interpretation",
+    "SpectrogramClassifier",
+    "SpectrogramFrontEnd",
+    "VQEmbedding",
+    "VectorQuantizedPSI",
+    "VectorQuantizedPSIFocalNet",
+    "VectorQuantizedPSIViT",
+    "accuracy_by_class",
+    "area_curves",
+    "code_usage",
+    "decode_keys",
+    "draw_pairs",
+    "interpret",
+    "irrelevant_regions",
+    "label_swap",
+    "load_clips",
+    "mixture_study",
+    "nearest_tokens",
+    "predict_clips",
+    "probe_encoder",
+    "randomized",
+    "score_masks",
+    "split_groups",
+    "summarize",
+    "train_classifier",
+    "train_piq",
+]
