@@ -1,0 +1,378 @@
+"""A tap's frames on disk: every real frame of every clip, none of the padding.
+
+One flat half-precision matrix, mapped into memory, so that training can read rows
+across clips in any order. It grows clip by clip, and an interrupted run goes on where
+it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from ..base import AnalysisError, cache_dir, digest, write_atomically
+from ..corpora import Corpus
+from ..encoders.encoder import Encoder, record
+
+Dtype = Literal["float16", "float32"]
+
+
+@dataclass(frozen=True)
+class FrameCache:
+    """Frames of a corpus at one tap; reads like an array of shape (N, D).
+
+    Attributes
+    ----------
+    folder : Path
+    clips : list of str
+        Names of the corpus's clips.
+    lengths : ndarray of int, shape (n_clips,)
+        Frames of each clip; 0 for one left out.
+    times : ndarray, shape (N,)
+        Centre of each frame in seconds of its clip.
+    notices : tuple of str
+        Clips that were cut or left out, and why.
+    metadata : dict
+        hook_point, frame_rate (Hz), first_centre (s), encoder and corpus fingerprints:
+        what a dictionary trained on these frames should carry.
+    """
+
+    folder: Path
+    clips: list[str]
+    lengths: NDArray[np.int64]
+    times: NDArray[np.float64]
+    notices: tuple[str, ...]
+    metadata: dict[str, Any]
+    _rows: NDArray[Any]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of frames and their width."""
+        return self._rows.shape[0], self._rows.shape[1]
+
+    @property
+    def clip_index(self) -> NDArray[np.int64]:
+        """The clip of each frame, shape (N,)."""
+        return np.repeat(np.arange(len(self.lengths)), self.lengths)
+
+    @property
+    def hop(self) -> float:
+        """Seconds between frames."""
+        return 1.0 / float(self.metadata["frame_rate"])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> NDArray[np.float32]:
+        return np.asarray(self._rows[rows], dtype=np.float32)
+
+    def subset(self, mask: Any) -> FrameRows:
+        """The frames where ``mask`` (N,) holds, such as those of some voices."""
+        return FrameRows(self, np.flatnonzero(np.asarray(mask)))
+
+
+@dataclass(frozen=True)
+class FrameRows:
+    """Some rows of a cache, read from disk when asked for."""
+
+    cache: FrameCache
+    rows: NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of frames and their width."""
+        return len(self.rows), self.cache.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> NDArray[np.float32]:
+        return self.cache[self.rows[index]]
+
+
+def cache_frames(
+    encoder: Encoder,
+    corpus: Corpus,
+    tap: str,
+    *,
+    folder: str | os.PathLike[str] | None = None,
+    dtype: Dtype = "float16",
+    batch_size: int | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
+) -> FrameCache:
+    """Run an encoder over a corpus and keep the real frames of one tap.
+
+    Parameters
+    ----------
+    encoder : Encoder
+    corpus : Corpus
+    tap : str
+        A name in ``encoder.taps``; Qwen2-Audio's is ``"projector"``.
+    folder : path, optional
+        Default in the cache, by fingerprint of encoder, corpus and tap.
+    dtype : {"float16", "float32"}
+    batch_size : int, optional
+        Clips per forward pass and per write.
+    on_error : {"raise", "skip"}
+        What to do with a clip the front end refuses.
+
+    Returns
+    -------
+    FrameCache
+        Finished ones are opened, interrupted ones completed.
+
+    Raises
+    ------
+    AnalysisError
+        If there is no such tap, a clip is refused, ``folder`` belongs to other
+        settings, a value exceeds half precision, or no frame remains.
+    """
+    row = _tap_row(encoder, tap)
+    skip = on_error == "skip"
+    key = digest(encoder.fingerprint, corpus.fingerprint, tap, dtype, str(skip))
+    place = cache_dir() / "frames" / key[:20] if folder is None else Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    journal, matrix = place / "journal.json", place / "frames.bin"
+    state = _read_journal(journal, key)
+    width = int(row.width)
+    row_bytes = width * np.dtype(dtype).itemsize
+    with open(matrix, "r+b" if matrix.exists() else "w+b") as file:
+        # Rows behind the journal's count were being written when the run stopped.
+        file.truncate(sum(state["lengths"]) * row_bytes)
+        file.seek(0, os.SEEK_END)
+        done = len(state["lengths"])
+        for batch in _batches(encoder, corpus, row, done, batch_size, skip):
+            for frames, notice in batch:
+                file.write(_narrow(frames, dtype, corpus, len(state["lengths"])))
+                state["lengths"].append(len(frames))
+                state["notices"] += [notice] if notice else []
+            file.flush()
+            os.fsync(file.fileno())
+            with write_atomically(journal) as draft:
+                draft.write_text(json.dumps(state), encoding="utf-8")
+    return _open(place, state, encoder, corpus, tap, dtype, width)
+
+
+def _tap_row(encoder: Encoder, tap: str) -> Any:
+    rows = encoder.taps[encoder.taps["name"] == tap]
+    if len(rows) == 0:
+        raise AnalysisError(
+            f"{encoder.name} has no tap {tap!r}; see `encoder.taps` for its names."
+        )
+    return next(rows.itertuples(index=False))
+
+
+def _read_journal(journal: Path, key: str) -> dict[str, Any]:
+    if not journal.exists():
+        return {"key": key, "lengths": [], "notices": []}
+    try:
+        state = dict(json.loads(journal.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise AnalysisError(
+            f"{journal} is damaged ({error}); delete its folder."
+        ) from error
+    if state.get("key") != key:
+        raise AnalysisError(
+            f"{journal.parent} holds frames of another encoder, corpus, tap or "
+            "setting; name another folder or delete it."
+        )
+    return state
+
+
+def _batches(
+    encoder: Encoder,
+    corpus: Corpus,
+    tap: Any,
+    first: int,
+    batch_size: int | None,
+    skip: bool,
+) -> Iterator[list[tuple[NDArray[np.float32], str]]]:
+    """Frames and notice of each clip from ``first`` on, a forward pass at a time."""
+    size = (batch_size or encoder.batch_size) if encoder.pads else 1
+    waves: list[tuple[int, NDArray[np.float32]]] = []
+    todo = range(first, len(corpus))
+    for i, wave in corpus.stream(encoder.sampling_rate, todo):
+        waves.append((i, wave))
+        if len(waves) == size:
+            yield _run(encoder, corpus, tap, waves, skip)
+            waves = []
+    if waves:
+        yield _run(encoder, corpus, tap, waves, skip)
+
+
+def _run(
+    encoder: Encoder,
+    corpus: Corpus,
+    tap: Any,
+    waves: list[tuple[int, NDArray[np.float32]]],
+    skip: bool,
+) -> list[tuple[NDArray[np.float32], str]]:
+    results: dict[int, tuple[NDArray[np.float32], str]] = {}
+    good = []
+    for i, wave in waves:
+        name = corpus.table["clip"][i]
+        try:
+            encoder.prepare([wave])
+        except AnalysisError as error:
+            if not skip:
+                raise AnalysisError(
+                    f"Clip {name}: {error} Or pass on_error='skip'."
+                ) from error
+            empty = np.empty((0, int(tap.width)), np.float32)
+            results[i] = empty, f"{name} was left out: {error}"
+            continue
+        seconds = len(wave) / encoder.sampling_rate
+        cut = encoder.max_seconds is not None and seconds > encoder.max_seconds
+        notice = f"{name} ({seconds:.2f} s) was cut to {encoder.max_seconds:g} s."
+        good.append((i, wave, notice if cut else ""))
+    if good:
+        for (i, _, notice), frames in zip(
+            good, tap_frames(encoder, tap, [wave for _, wave, _ in good]), strict=True
+        ):
+            results[i] = frames, notice
+    return [results[i] for i, _ in waves]
+
+
+def tap_frames(
+    encoder: Encoder, tap: Any, waves: list[NDArray[np.float32]]
+) -> list[NDArray[np.float32]]:
+    """Real frames of some clips at one tap, in one forward pass.
+
+    Parameters
+    ----------
+    encoder : Encoder
+    tap : row of ``encoder.taps`` or str
+    waves : list of ndarray, each of shape (samples,)
+        At the encoder's rate.
+
+    Returns
+    -------
+    list of ndarray, each of shape (n_frames, D)
+    """
+    row = _tap_row(encoder, tap) if isinstance(tap, str) else tap
+    site = (row.module, row.side)
+    batch = encoder.prepare(waves)
+    # Other taps of the granularity are dropped while they pass.
+    keep = lambda t, a: a if (t.module, t.side) == site else None  # noqa: E731
+    with record(encoder, [row.granularity], reduce=keep) as seen:
+        encoder.forward(batch)
+    activation = next(a for s, a in seen.items() if tuple(s) == site)
+    values, mask = encoder.tokens(row, activation, batch)
+    if row.head >= 0:
+        values = values[..., row.head * row.width : (row.head + 1) * row.width]
+    return [v[m].cpu().numpy() for v, m in zip(values, mask, strict=True)]
+
+
+def _narrow(
+    frames: NDArray[np.float32], dtype: Dtype, corpus: Corpus, clip: int
+) -> bytes:
+    name = corpus.table["clip"][clip]
+    if not np.isfinite(frames).all():
+        raise AnalysisError(f"Clip {name} gives frames with NaN or infinite values.")
+    if len(frames) and np.abs(frames).max() > np.finfo(dtype).max:
+        raise AnalysisError(
+            f"Clip {name} gives values beyond {dtype}; pass dtype='float32'."
+        )
+    return np.ascontiguousarray(frames, dtype=dtype).tobytes()
+
+
+def _open(
+    place: Path,
+    state: dict[str, Any],
+    encoder: Encoder,
+    corpus: Corpus,
+    tap: str,
+    dtype: Dtype,
+    width: int,
+) -> FrameCache:
+    lengths = np.array(state["lengths"], dtype=np.int64)
+    if lengths.sum() == 0:
+        raise AnalysisError(
+            f"{corpus.name} has no frame at {tap}; every clip is empty or left out."
+        )
+    times = np.concatenate([encoder.frame_times(int(n)) for n in lengths])
+    grid = encoder.frame_times(2)
+    rows = np.memmap(
+        place / "frames.bin", dtype, mode="r", shape=(int(lengths.sum()), width)
+    )
+    metadata = {
+        "hook_point": tap,
+        "encoder": encoder.name,
+        "encoder_fingerprint": encoder.fingerprint,
+        "corpus_fingerprint": corpus.fingerprint,
+        "frame_rate": float(1 / (grid[1] - grid[0])),
+        "first_centre": float(grid[0]),
+        "normalisation": "none",
+    }
+    return FrameCache(
+        place,
+        list(corpus.table["clip"]),
+        lengths,
+        times,
+        tuple(state["notices"]),
+        metadata,
+        rows,
+    )
+
+
+@torch.inference_mode()
+def language_frames(
+    model: Any,
+    processor: Any,
+    texts: list[str],
+    waves: list[NDArray[np.float32]] | None = None,
+    *,
+    layer: int = 0,
+) -> tuple[NDArray[np.float32], pd.DataFrame]:
+    """Frames of the language model: its input embeddings, or any layer's output.
+
+    Parameters
+    ----------
+    model : Qwen2AudioForConditionalGeneration
+    processor : Qwen2AudioProcessor
+    texts : list of str
+        With one ``<|AUDIO|>`` for every wave.
+    waves : list of ndarray, optional
+        At 16 kHz.
+    layer : int
+        0 is what enters the first layer: token embeddings and projected audio.
+
+    Returns
+    -------
+    frames : ndarray, shape (N, D)
+        Of all real positions, padding left out.
+    table : pandas.DataFrame
+        One row a frame: item, position, is_audio, token.
+    """
+    inputs = processor(
+        text=texts,
+        **({} if waves is None else {"audio": waves, "sampling_rate": 16_000}),
+        return_tensors="pt",
+        padding=True,
+    ).to(model.device)
+    hidden = model(**inputs, output_hidden_states=True, use_cache=False).hidden_states
+    if not 0 <= layer < len(hidden):
+        raise AnalysisError(
+            f"The language model has layers 0 to {len(hidden) - 1}, not {layer}."
+        )
+    real = inputs["attention_mask"].bool()
+    item, position = real.nonzero(as_tuple=True)
+    ids = inputs["input_ids"][real]
+    table = pd.DataFrame(
+        {
+            "item": item.cpu().numpy(),
+            "position": position.cpu().numpy(),
+            "is_audio": (ids == model.config.audio_token_index).cpu().numpy(),
+            "token": processor.tokenizer.convert_ids_to_tokens(ids.tolist()),
+        }
+    )
+    return hidden[layer][real].float().cpu().numpy(), table

@@ -1,0 +1,315 @@
+"""Labels from TextGrids, latents for phones, their null, onsets, sparse probes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from scipy.stats import rankdata
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+
+from analysis_lib.base import AnalysisError
+from analysis_lib.sae import SparseAutoencoder
+from analysis_lib.sae.association import (
+    lag_labels,
+    phone_units,
+    precision_recall,
+    rotate_labels,
+    swap_labels,
+    unit_auroc,
+)
+from analysis_lib.sae.information import mutual_information
+from analysis_lib.sae.onsets import onset_response
+from analysis_lib.sae.sparse_probing import baseline_features, sparse_probe
+from analysis_lib.sae.textgrids import (
+    align_frames,
+    articulation,
+    find_tier,
+    merge_stress,
+    read_textgrid,
+)
+
+TIERS = {
+    "words": [(0.0, 0.1, ""), (0.1, 0.5, "zwö'lf"), (0.5, 0.6, "")],
+    "phones": [(0.0, 0.1, "sil"), (0.1, 0.23, "Z"), (0.23, 0.5, "AH0"), (0.5, 0.6, "")],
+}
+
+
+def praat(tiers=TIERS, end=0.6):
+    lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', ""]
+    lines += ["xmin = 0", f"xmax = {end}", "tiers? <exists>", f"size = {len(tiers)}"]
+    lines += ["item []:"]
+    for number, (name, rows) in enumerate(tiers.items(), 1):
+        lines += [f"    item [{number}]:", '        class = "IntervalTier"']
+        lines += [
+            f'        name = "{name}"',
+            "        xmin = 0",
+            f"        xmax = {end}",
+        ]
+        lines += [f"        intervals: size = {len(rows)}"]
+        for i, (a, b, mark) in enumerate(rows, 1):
+            lines += [f"        intervals [{i}]:", f"            xmin = {a}"]
+            lines += [f"            xmax = {b}", f'            text = "{mark}"']
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252"]
+)
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_textgrids_of_every_encoding(encoding, newline, tmp_path):
+    path = tmp_path / "a.TextGrid"
+    path.write_bytes(praat().replace("\n", newline).encode(encoding))
+    tiers = read_textgrid(path)
+    assert tiers["words"]["label"].tolist() == ["", "zwö'lf", ""]
+    assert tiers["phones"]["end"].tolist() == [0.1, 0.23, 0.5, 0.6]
+
+
+def test_a_broken_textgrid_gets_one_clear_error(tmp_path):
+    path = tmp_path / "a.TextGrid"
+    path.write_text("no textgrid")
+    with pytest.raises(AnalysisError, match=r"a\.TextGrid cannot be read"):
+        read_textgrid(path)
+
+
+def test_tiers_are_found_by_kind_and_speaker():
+    a, b = (pd.DataFrame({"label": [x], "start": [t]}) for x, t in (("A", 1), ("B", 0)))
+    tiers = {"anna - phones": a, "bob - phones": b, "anna - words": a}
+    assert find_tier(tiers, "phones", "bob")["label"].tolist() == ["B"]
+    assert find_tier(tiers, "phones")["label"].tolist() == ["B", "A"]
+    assert find_tier({"Phone": a}, "phones") is not None
+    assert find_tier({"glosses": a}, "glosses") is not None
+    assert find_tier({"glosses": a}, "words") is None
+
+
+def test_frames_are_labelled_by_centre_and_by_overlap(tmp_path):
+    path = tmp_path / "a.TextGrid"
+    path.write_text(praat(), encoding="utf-8")
+    times = 0.01 + 0.04 * np.arange(15)
+    clip = np.zeros(15, int)
+    centre = align_frames([path, None], clip, times, hop=0.04)
+    expected = ["" if t < 0.1 or t >= 0.5 else "Z" if t < 0.23 else "AH" for t in times]
+    assert centre.labels.tolist() == expected
+    assert centre.missing == (1,)
+    assert centre.segments["label"].tolist() == ["Z", "AH"]
+    # The frame at 0.09 s spans 0.07 … 0.11 s: a quarter of it is Z.
+    overlap = align_frames([path], clip, times, hop=0.04, by="overlap")
+    assert (centre.labels[2], overlap.labels[2]) == ("", "Z")
+    assert overlap.overlap[2] == pytest.approx(0.25)
+    assert overlap.boundary[2]
+    assert not overlap.boundary[4]
+    assert centre.segment[[0, 3, 7]].tolist() == [-1, 0, 1]
+    words = align_frames([path], clip, times, hop=0.04, tier="words")
+    assert set(words.labels) == {"", "zwö'lf"}
+
+
+def test_alignment_errors_name_the_culprit(tmp_path):
+    path = tmp_path / "long.TextGrid"
+    path.write_text(praat(), encoding="utf-8")
+    clip, times = np.zeros(5, int), 0.01 + 0.04 * np.arange(5)
+    with pytest.raises(AnalysisError, match=r"long\.TextGrid labels up to 0\.50 s"):
+        align_frames([path], clip, times, hop=0.04)
+    with pytest.raises(AnalysisError, match="tier 'tones'"):
+        align_frames([path], clip, times, hop=0.04, tier="tones")
+    with pytest.raises(AnalysisError, match="one of each per frame"):
+        align_frames([path], clip, times[:3], hop=0.04)
+
+
+def test_stress_and_articulation():
+    assert [merge_stress(p) for p in ("AH0", "ˈa", "S", "iː")] == ["AH", "a", "S", "iː"]
+    table = articulation(["Z", "m", "IY1", "tʃ", "?"])
+    assert table.loc["Z"].tolist() == ["voiced", "fricative", "alveolar"]
+    assert table.loc["m", "manner"] == "nasal"
+    assert table.loc["IY1"].tolist() == ["voiced", "vowel", "front"]
+    assert table.loc["tʃ", "voicing"] == "voiceless"
+    assert table.loc["?"].tolist() == ["", "", ""]
+
+
+def runs(n_clips, length, n_classes, rng, mean=5):
+    """Label tracks made of runs, as speech is."""
+    tracks = []
+    for _ in range(n_clips):
+        durations = rng.geometric(1 / mean, length)
+        tracks.append(np.repeat(rng.integers(0, n_classes, length), durations)[:length])
+    return np.concatenate(tracks), np.repeat(np.arange(n_clips), length)
+
+
+@pytest.fixture(scope="module")
+def speech():
+    rng = np.random.default_rng(1)
+    y, clip = runs(60, 50, 4, rng)
+    labels = np.array(["a", "b", "c", "d"])[y]
+    labels[::17] = ""
+    n = len(y)
+    codes = np.where(rng.random((n, 30)) < 0.1, rng.exponential(1, (n, 30)), 0)
+    knows = lag_labels(y, clip, 2, -1) == 1  # latent 7 trails "b" by two frames
+    codes[:, 7] = np.where(knows & (rng.random(n) < 0.9), 2 + rng.random(n), 0)
+    codes[:, 3] = 0
+    return sp.csr_array(np.round(codes, 1)), labels, clip
+
+
+def test_auroc_equals_scikit_learn_with_ties(speech):
+    codes, labels, _ = speech
+    ours = unit_auroc(codes, labels)
+    keep = labels != ""
+    for phone in "abcd":
+        for unit in (0, 3, 7, 29):
+            scores = codes[:, [unit]].toarray()[keep, 0]
+            theirs = roc_auc_score(labels[keep] == phone, scores)
+            assert ours.loc[unit, phone] == pytest.approx(theirs, abs=1e-12)
+    assert (ours.loc[3] == 0.5).all()
+    assert rankdata([0, 0, 1])[0] == 1.5
+
+
+def test_precision_recall_equals_scikit_learn(speech):
+    codes, labels, _ = speech
+    scores, positive = codes[:, [7]].toarray()[:, 0], labels == "b"
+    ap, curve = precision_recall(scores, positive)
+    assert ap == pytest.approx(average_precision_score(positive, scores))
+    for threshold, f1 in curve[:: max(1, len(curve) // 5)]:
+        assert f1 == pytest.approx(f1_score(positive, scores >= threshold))
+    silent, none = precision_recall(np.zeros(10), np.arange(10) < 3)
+    assert silent == pytest.approx(0.3)
+    assert len(none) == 0
+
+
+def test_the_trailing_latent_is_found_with_its_lag_on_unseen_clips(speech):
+    codes, labels, clip = speech
+    found = phone_units(codes, labels, clip, clip < 40, n_permutations=60)
+    best = found.best.loc["b"]
+    assert (best["unit"], best["lag"]) == (7, 2)
+    assert best["auroc"] > 0.9
+    assert best["f1"] > 0.85
+    assert best["p"] < 0.05
+    others = found.table[found.table["phone"] != "b"]
+    assert (others["p"] > 0.05).all()
+    assert found.table["prevalence"].between(0.1, 0.5).all()
+    swapped = phone_units(
+        codes, labels, clip, clip < 40, n_permutations=60, null="swap"
+    )
+    assert swapped.best.loc["b", "p"] < 0.05
+
+
+def test_rare_phones_are_refused(speech):
+    codes, labels, clip = speech
+    with pytest.raises(AnalysisError, match="min_frames"):
+        phone_units(codes, labels, clip, clip < 40, min_frames=10_000)
+    with pytest.raises(AnalysisError, match="one per frame"):
+        unit_auroc(codes, labels[:5])
+
+
+def test_lags_do_not_cross_clips():
+    clip = np.array([0, 0, 0, 1, 1])
+    y = np.array([1, 2, 3, 4, 5])
+    assert lag_labels(y, clip, 1, -1).tolist() == [-1, 1, 2, -1, 4]
+    assert lag_labels(y, clip, -2, -1).tolist() == [3, -1, -1, -1, -1]
+
+
+def test_moved_tracks_keep_their_frames_and_pauses():
+    rng = np.random.default_rng(0)
+    y, clip = runs(8, 30, 5, rng)
+    y[::7] = -1
+    for move in (rotate_labels, swap_labels):
+        moved = move(y, clip, rng)
+        assert ((moved < 0) == (y < 0)).all()
+        assert (moved != y).any()
+    rotated = rotate_labels(y, clip, rng)
+    for i in range(8):
+        assert sorted(rotated[clip == i]) == sorted(y[clip == i])
+
+
+def test_the_null_holds_its_level_where_frame_shuffling_does_not():
+    """A smooth latent that knows nothing: tracks must move whole."""
+    rng = np.random.default_rng(5)
+    trials, draws = 60, 39
+    false = {"frames": 0, "rotate": 0, "swap": 0}
+    for _ in range(trials):
+        y, clip = runs(12, 60, 2, rng, mean=12)
+        noise = rng.standard_normal(len(y))
+        smooth = np.convolve(noise, np.ones(12), "same")
+        ranks = rankdata(np.maximum(smooth, 0))
+        moves = {
+            "frames": lambda y, clip: rng.permutation(y),
+            "rotate": lambda y, clip: rotate_labels(y, clip, rng),
+            "swap": lambda y, clip: swap_labels(y, clip, rng),
+        }
+        for name, move in moves.items():
+            observed = abs(ranks[y == 1].mean() - ranks[y == 0].mean())
+            null = []
+            for _ in range(draws):
+                z = move(y, clip)
+                null.append(abs(ranks[z == 1].mean() - ranks[z == 0].mean()))
+            false[name] += (1 + np.sum(np.array(null) >= observed)) <= 0.05 * 40
+    assert false["frames"] / trials > 0.2
+    assert false["rotate"] / trials <= 0.12
+    assert false["swap"] / trials <= 0.12
+
+
+def test_mutual_information_is_unbiased_and_finds_what_is_there():
+    rng = np.random.default_rng(0)
+    n = 400
+    labels = np.array(list("abcdefgh"))[rng.integers(0, 8, n)]
+    codes = (rng.random((n, 400)) < 0.3).astype(float)
+    codes[:, 0] = labels == "a"
+    bits = mutual_information(sp.csr_array(codes), labels)
+    p = (labels == "a").mean()
+    entropy = -p * np.log2(p) - (1 - p) * np.log2(1 - p)
+    assert bits[0] == pytest.approx(entropy, abs=0.03)
+    assert abs(bits[1:].mean()) < 0.001
+    word = np.where(np.isin(labels, list("abcd")), "one", "two")
+    given = mutual_information(sp.csr_array(codes), word, given=labels)
+    assert abs(given[0]) < 1e-9
+
+
+def test_onset_response_finds_the_latency():
+    rng = np.random.default_rng(0)
+    hop, n = 0.04, 60
+    clip = np.repeat(np.arange(20), n)
+    times = np.tile(0.01 + hop * np.arange(n), 20)
+    start = rng.uniform(0.5, 1.5, 20)
+    segments = pd.DataFrame(
+        {"clip": np.arange(20), "label": "s", "start": start, "end": start + 0.3}
+    )
+    onset = start[clip]
+    wave = np.exp(-0.5 * ((times - onset - 0.08) / 0.03) ** 2)
+    codes = sp.csr_array(np.where(wave > 0.01, wave, 0)[:, None])
+    result = onset_response(
+        codes,
+        0,
+        clip,
+        times,
+        segments,
+        "s",
+        hop=hop,
+        groups=list(range(20)),
+        n_draws=99,
+    )
+    assert result.latency == pytest.approx(0.08, abs=hop / 2)
+    assert result.latency_interval[0] <= result.latency <= result.latency_interval[1]
+    assert result.half_width == pytest.approx(0.08, abs=hop)
+    assert result.sustain < 0.2
+    assert result.n_onsets == 20
+    inner = np.abs(result.lags) < 0.2
+    assert (result.low <= result.mean + 1e-12)[inner].all()
+    with pytest.raises(AnalysisError, match="'z' never begins"):
+        onset_response(codes, 0, clip, times, segments, "z", hop=hop)
+
+
+def test_one_latent_probe_beats_its_baselines_where_it_should(speech):
+    codes, labels, clip = speech
+    rng = np.random.default_rng(0)
+    y = lag_labels(np.asarray(labels), clip, 2, "")
+    frames = codes.toarray() @ rng.standard_normal((30, 12))
+    frames = frames + rng.standard_normal(frames.shape)
+    sae = SparseAutoencoder(12, 30, 4, seed=0)
+    features = {"codes": codes, **baseline_features(frames, clip < 40, sae)}
+    table = sparse_probe(features, y, clip < 40, k=(1, 5), phones=["a", "b"])
+    score = table.set_index(["features", "phone", "k"])["auroc"]
+    assert score["codes", "b", 1] > 0.9
+    for name in ("raw", "pca", "k-means", "random SAE"):
+        assert score[name, "b", 1] < score["codes", "b", 1]
+    # No latent knows "a"; "not b" is all there is to be had.
+    assert score["codes", "a", 1] < 0.7
+    with pytest.raises(AnalysisError, match="'short' has 3 rows, not"):
+        sparse_probe({"short": np.zeros((3, 2))}, y, clip < 40)
