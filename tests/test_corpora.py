@@ -79,6 +79,27 @@ def test_metadata_columns_are_kept_and_segments_cut(folder):
     assert corpus.groups.tolist() == ["1", "1", "2", "3"]
 
 
+def test_clips_without_a_group_are_their_own(folder):
+    with_metadata(folder, group=["", "", "a", "a"] * 3)
+    assert len(set(load_corpus(folder).groups)) == 7
+
+
+def test_own_columns_give_way_to_measured_ones(folder):
+    with_metadata(folder, path="nowhere", seconds="9", Remark="kept")
+    table = load_corpus(folder).table
+    assert table["path"][0] == str(folder / "high" / "0.wav")
+    assert table["seconds"][0] == 0.25
+    assert table["Remark"][0] == "kept"
+    assert table.columns.is_unique
+
+
+def test_paths_from_windows(folder):
+    table = with_metadata(folder)
+    table["file_name"] = table["file_name"].str.replace("/", "\\")
+    table.to_csv(folder / "metadata.csv", index=False)
+    assert load_corpus(folder).table["clip"][0] == "high/0.wav"
+
+
 def test_a_csv_file_is_a_corpus(folder):
     with_metadata(folder)
     (folder / "metadata.csv").rename(folder / "birds.csv")

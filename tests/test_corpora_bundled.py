@@ -14,8 +14,13 @@ import pandas as pd
 import pytest
 import soundfile
 import textgrid
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from analysis_lib import corpora
+from analysis_lib.acoustics import log_mel_features
 from analysis_lib.base import AnalysisError
 from analysis_lib.corpora import build as building
 from analysis_lib.corpora import calls, environment, espeak, read_tier, words
@@ -414,3 +419,56 @@ def test_describe_counts_what_is_there(annotated):
     assert "chance: 0.500" in text
     assert "8000 Hz" in text
     assert "none found" in text
+
+
+# Whole corpora, as the book uses them
+
+
+def log_mel_probe(corpus):
+    """Accuracy of a logistic probe on mean and deviation of log-mels, unseen groups."""
+    features = np.array(
+        [
+            log_mel_features(wave, int(corpus.table["sampling_rate"][i]))
+            for i, wave in corpus.stream()
+        ]
+    )
+    labels, right = corpus.labels, []
+    splits = StratifiedGroupKFold(5, shuffle=True, random_state=0)
+    for train, test in splits.split(features, labels, corpus.groups):
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=200))
+        probe.fit(features[train], labels[train])
+        right.extend(probe.predict(features[test]) == labels[test])
+    return np.mean(right)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["environment", "otters", "finches"])
+def test_log_mel_statistics_help_but_leave_something_to_learn(name):
+    corpus = corpora.load_corpus(name)
+    assert len(corpus.table.groupby("label")["group"].nunique()) == len(corpus.classes)
+    accuracy = log_mel_probe(corpus)
+    assert corpora.chance_level(corpus) + 0.15 < accuracy < 0.85
+
+
+@pytest.mark.slow
+def test_whole_environment():
+    corpus = corpora.load_corpus("environment")
+    counts = corpora.class_table(corpus)
+    assert len(counts) >= 12
+    assert counts["clips"].min() >= 40
+    assert (counts["groups"] == environment.SOURCES).all()
+    assert corpora.check(corpus) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["words", "utterances"])
+def test_whole_spoken_corpora(name):
+    corpus = corpora.load_corpus(name)
+    table = corpus.table
+    assert table["label"].nunique() >= 30
+    assert table["group"].nunique() >= 12
+    assert table["clip"].nunique() == len(table)
+    assert all(corpus.textgrid(i) for i in range(len(corpus)))
+    assert corpora.check(corpus) == []
+    ((train, test),) = corpus.folds()
+    assert corpus.shared_groups(train, test) == []

@@ -20,6 +20,8 @@ SUFFIXES = {f".{f.lower()}" for f in soundfile.available_formats()} | MORE_SUFFI
 SPLITS = {"train": "train", "test": "test", "validation": "validation"}
 SPLITS |= {"training": "train", "testing": "test"}
 SPLITS |= {"valid": "validation", "val": "validation", "dev": "validation"}
+# Columns that reading fills in; the folder's own of that name give way.
+MEASURED = ("clip", "path", "seconds", "sampling_rate", "sha256")
 HOW = (
     "put the clips of each class in a subfolder named after it, or add a "
     "metadata.csv with the columns file_name,label"
@@ -156,7 +158,10 @@ def _read_table(path: Path, root: Path) -> pd.DataFrame:
         numbers = pd.to_numeric(table["fold"], errors="coerce")
         table["fold"] = table["fold"] if numbers.isna().any() else numbers.astype(int)
     prefix = path.parent.relative_to(root)
-    names = [(prefix / Path(name)).as_posix() for name in table["file_name"]]
+    names = [
+        (prefix / name.strip().replace("\\", "/")).as_posix()
+        for name in table["file_name"]
+    ]
     return table.assign(file_name=names)
 
 
@@ -177,40 +182,54 @@ def _without_bad_rows(
     seen: set[str] = set()
     for record in listed.to_dict("records"):
         row = {str(key): value for key, value in record.items()}
-        fact = facts[row["file_name"]]
-        clip = row["file_name"] + _segment(row)
-        if problem := _row_problem(row, clip in seen, fact):
-            drop(f"{root / row['file_name']} {problem}.")
+        name = row.pop("file_name")
+        fact = facts[name]
+        start, end = _span(row, fact)
+        clip = name + _segment(row)
+        if problem := _row_problem(row, start, end, clip in seen, fact):
+            drop(f"{root / name} {problem}.")
             continue
         seen.add(clip)
-        length = fact.frames / fact.sampling_rate
-        start, end = row.get("start", 0.0), row.get("end", length)
-        start, end = (0.0 if start != start else start), (length if end != end else end)
-        path = str(root / row.pop("file_name"))
-        row = {"clip": clip, "path": path, **row, "seconds": end - start}
-        rows.append({**row, "sampling_rate": fact.sampling_rate, "sha256": fact.sha256})
+        if "group" in row and not row["group"]:
+            row["group"] = clip  # Nothing is known to go with it.
+        row |= {"clip": clip, "path": str(root / name), "seconds": end - start}
+        row |= {"sampling_rate": fact.sampling_rate, "sha256": fact.sha256}
+        rows.append(row)
     counts = Counter(row["label"] for row in rows)
-    for row in [row for row in rows if counts[row["label"]] == 1 < len(rows)]:
+    lonely = [row for row in rows if counts[row["label"]] == 1 < len(rows)]
+    for row in lonely:
         drop(
             f"Class {row['label']!r} of {root} has one clip only, {row['clip']}, "
             "which cannot be both learnt from and tested on: add clips, or "
             'leave the class out (on_error="skip" does).'
         )
-        rows.remove(row)
-    columns = ["clip", "path", *listed.columns.drop("file_name")]
-    columns += ["seconds", "sampling_rate", "sha256"]
-    return pd.DataFrame(rows, columns=pd.Index(dict.fromkeys(columns))), sentences
+    kept = [row for row in rows if counts[row["label"]] > 1 or len(rows) == 1]
+    given = [column for column in listed if column not in ("file_name", *MEASURED)]
+    columns = pd.Index([*MEASURED[:2], *given, *MEASURED[2:]])
+    return pd.DataFrame(kept, columns=columns), sentences
+
+
+def _span(row: dict[str, Any], fact: FileFacts) -> tuple[float, float]:
+    """Start and end of a clip in its file, in seconds."""
+    start, end = row.get("start"), row.get("end")
+    length = fact.frames / fact.sampling_rate if fact.sampling_rate else 0.0
+    return (
+        0.0 if start is None or pd.isna(start) else float(start),
+        length if end is None or pd.isna(end) else float(end),
+    )
 
 
 def _segment(row: dict[str, Any]) -> str:
     """The part of a clip's id that says which stretch of the file it is."""
-    start, end = row.get("start", float("nan")), row.get("end", float("nan"))
-    if start != start and end != end:
+    ends = (row.get("start"), row.get("end"))
+    if all(end is None or pd.isna(end) for end in ends):
         return ""
-    return f"#{0 if start != start else start:g}-{'' if end != end else f'{end:g}'}"
+    return "#" + "-".join("" if pd.isna(end) else f"{end:.10g}" for end in ends)
 
 
-def _row_problem(row: dict[str, Any], listed_twice: bool, fact: FileFacts) -> str:
+def _row_problem(
+    row: dict[str, Any], start: float, end: float, listed_twice: bool, fact: FileFacts
+) -> str:
     """What is wrong with one row and what to do; empty if nothing."""
     if fact.problem == MISSING:
         return "is listed in the metadata but does not exist: add it or drop the row"
@@ -221,9 +240,8 @@ def _row_problem(row: dict[str, Any], listed_twice: bool, fact: FileFacts) -> st
     if not row["label"]:
         return "has no label: fill it in or drop the row"
     length = fact.frames / fact.sampling_rate
-    start, end = row.get("start", float("nan")), row.get("end", float("nan"))
-    start, end = (0.0 if start != start else start), (length if end != end else end)
-    if not 0 <= start < end or end > length + 0.5 / fact.sampling_rate + 1e-6:
+    # Half a sample of grace: annotation tools round.
+    if not 0 <= start < end <= length + 0.5 / fact.sampling_rate + 1e-6:
         return (
             f"is {length:g} s long but its row asks for {start:g} to {end:g} s: "
             "mend start and end (seconds)"

@@ -123,7 +123,7 @@ def speak_all(utterances: Sequence[Utterance]) -> list[Speech]:
         check=False,
     )
     if done.returncode == EXPECTED_FAILURE:
-        raise AnalysisError(done.stderr.decode().strip())
+        raise AnalysisError(done.stderr.decode(errors="replace").strip())
     if done.returncode != 0:
         last = (done.stderr.decode(errors="replace").strip() or "no message").split(
             "\n"
