@@ -38,6 +38,8 @@ def declared_parameters(source: Path) -> dict[str, Declared]:
     cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     found: dict[str, Declared] = {}
     for statement in ast.parse(cells[0].source).body if cells else []:
+        if isinstance(statement, ast.ImportFrom):  # of a type, such as Optional
+            continue
         try:
             if not isinstance(statement, ast.AnnAssign) or statement.value is None:
                 raise ValueError

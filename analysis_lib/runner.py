@@ -143,9 +143,8 @@ def execute(run: Run, threads: int | None = None) -> dict[str, Any]:
     run.output.parent.mkdir(parents=True, exist_ok=True)
     trouble = run.output.with_suffix(".error.txt")
     os.environ.update(_QUIET, **{NOTEBOOK_VARIABLE: str(run.source)})
-    os.environ.update(
-        {name: str(threads or os.cpu_count() or 1) for name in _THREAD_VARIABLES}
-    )
+    for name in _THREAD_VARIABLES:  # a number the reader has set stays
+        os.environ.setdefault(name, str(threads or os.cpu_count() or 1))
     with tempfile.TemporaryDirectory(prefix="analysis-run-") as work:
         draft, done = Path(work) / "source.ipynb", Path(work) / "done.ipynb"
         nbformat.write(as_notebook(run.source), draft)

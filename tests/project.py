@@ -28,6 +28,8 @@ FAST = """\
 # It starts at once.
 
 # %% tags=["parameters"]
+from typing import Optional
+
 seed: int = 0  # random seed
 names: list[str] = ["a", "b"]  # two words
 rate: float = 0.5  # a share
