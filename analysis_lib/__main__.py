@@ -145,30 +145,20 @@ def _corpus_list(options: argparse.Namespace) -> None:
 
 
 def _corpus_describe(options: argparse.Namespace) -> None:
-    from analysis_lib.corpora import load_corpus
+    from analysis_lib import corpora
 
-    corpus = load_corpus(options.name, on_error="skip")
-    table = corpus.table
-    print(f"{corpus.name}: {len(corpus)} clips, fingerprint {corpus.fingerprint[:16]}")
-    print(f"columns: {', '.join(table.columns)}")
-    counts = table["label"].value_counts(sort=False)
-    print(counts.to_string(header=False))
-    for column in ("group", "split", "fold"):
-        if column in table:
-            print(f"{column}s: {table[column].nunique()}")
-    print(f"licence: {corpus.licence.strip()}")
-    for sentence in corpus.skipped:
-        print(f"skipped: {sentence}")
+    print(corpora.describe(corpora.load_corpus(options.name, on_error="skip")))
 
 
 def _corpus_check(options: argparse.Namespace) -> int:
-    from analysis_lib.corpora import load_corpus
+    from analysis_lib import corpora
 
-    corpus = load_corpus(options.name, on_error="skip")
-    for sentence in corpus.skipped:
+    corpus = corpora.load_corpus(options.name, on_error="skip")
+    problems = corpora.check(corpus)
+    for sentence in problems:
         print(sentence, file=sys.stderr)
     print(f"{len(corpus)} clips can be read, {len(corpus.skipped)} cannot")
-    return 1 if corpus.skipped else 0
+    return 1 if problems else 0
 
 
 def _zoo_list(options: argparse.Namespace) -> None:
