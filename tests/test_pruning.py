@@ -1,0 +1,288 @@
+"""Pruning: what is taken out is out, what is left computes as before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    ASTConfig,
+    ASTFeatureExtractor,
+    AutoModel,
+    HubertConfig,
+    Wav2Vec2Config,
+    WavLMConfig,
+    WhisperConfig,
+)
+
+from analysis_lib.base import AnalysisError
+from analysis_lib.encoders.encoder import Encoder, ablate, first_tensor, record
+from analysis_lib.encoders.speech import default_extractor, speech_encoder
+from analysis_lib.pruning import (
+    forward_seconds,
+    n_layers,
+    prune_heads,
+    prune_layers,
+    pruning_curve,
+    rank_agreement,
+    removal_order,
+    size,
+)
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+}
+CONVOLUTIONS: dict[str, Any] = {
+    **SMALL,
+    "conv_dim": (16,) * 7,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+}
+STABLE = {
+    "feat_extract_norm": "layer",
+    "conv_bias": True,
+    "do_stable_layer_norm": True,
+}
+CONFIGS = {
+    "wav2vec2": Wav2Vec2Config(**CONVOLUTIONS),
+    "hubert": HubertConfig(**CONVOLUTIONS, **STABLE),
+    "wavlm": WavLMConfig(**CONVOLUTIONS),
+    "whisper": WhisperConfig(
+        d_model=32,
+        encoder_layers=4,
+        encoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_layers=1,
+        decoder_attention_heads=4,
+        decoder_ffn_dim=48,
+        max_source_positions=100,
+    ),
+    "ast": ASTConfig(**SMALL, num_mel_bins=32, max_length=64),
+}
+
+
+def build(name: str) -> Encoder:
+    config = CONFIGS[name]
+    torch.manual_seed(0)
+    model = AutoModel.from_config(config).eval()
+    if name == "whisper":
+        model = model.encoder
+    extractor = default_extractor(config)
+    if name == "ast":
+        extractor = ASTFeatureExtractor(num_mel_bins=32, max_length=64)
+    with torch.no_grad():  # trained weights are not all alike
+        for weight in model.parameters():
+            weight += 0.05 * torch.randn_like(weight)
+    return speech_encoder(name, model, extractor, licence="none", source="random")
+
+
+@pytest.fixture(scope="module", params=list(CONFIGS))
+def encoder(request) -> Encoder:
+    return build(request.param)
+
+
+def wave(seconds=0.5):
+    return np.random.default_rng(0).normal(size=int(16000 * seconds)).astype("f4") / 10
+
+
+def layers_of(encoder, granularities=("layer",)):
+    """Activation of every tap, by name."""
+    batch = encoder.prepare([wave(), wave()])
+    found = {}
+    with record(encoder, granularities) as seen:
+        encoder.forward(batch)
+    for tap in encoder.taps.itertuples():
+        if tap.granularity in granularities:
+            values, _ = encoder.tokens(tap, seen[tap.module, tap.side], batch)
+            if tap.granularity == "head":
+                values = values[..., tap.head * tap.width : (tap.head + 1) * tap.width]
+            found[tap.name] = values
+    return found
+
+
+def output(encoder):
+    return first_tensor(encoder.forward(encoder.prepare([wave()])))
+
+
+def test_a_removed_layer_is_a_bypassed_layer(encoder):
+    before = {k: v.clone() for k, v in encoder.module.state_dict().items()}
+    removed = prune_layers(encoder, [2, 3])
+    bypassed = prune_layers(encoder, [2, 3], "bypass")
+    assert n_layers(encoder) == n_layers(bypassed) == 4
+    assert n_layers(removed) == 2
+    torch.testing.assert_close(output(removed), output(bypassed))
+    assert not torch.allclose(output(removed), output(encoder))
+    one, other = layers_of(removed), layers_of(bypassed)
+    assert list(one) == list(other) == ["L0", "L1", "L4"]
+    for name, values in one.items():
+        torch.testing.assert_close(values, other[name])
+    whole = layers_of(encoder)
+    for name in ("L0", "L1"):  # below the cut nothing changes
+        torch.testing.assert_close(one[name], whole[name])
+    assert removed.fingerprint != encoder.fingerprint != bypassed.fingerprint
+    for name, value in encoder.module.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+def test_every_tap_of_a_pruned_encoder_is_read_where_it_belongs(encoder):
+    """Without the last layers, what is left equals the whole encoder's, tap by tap."""
+    whole = layers_of(encoder, ("head", "block", "layer"))
+    for how in ("remove", "bypass"):
+        part = layers_of(prune_layers(encoder, [3, 4], how), ("head", "block", "layer"))
+        assert set(part) == {n for n in whole if n[:2] in ("L0", "L1", "L2")}
+        for name, values in part.items():
+            if name == "L2" and encoder.name == "whisper":
+                continue  # the last layer is read behind the closing norm
+            torch.testing.assert_close(values, whole[name])
+
+
+def test_whisper_without_its_last_layer_is_read_behind_the_closing_norm():
+    encoder = build("whisper")
+    pruned = prune_layers(encoder, [4])
+    taps = pruned.taps.set_index("name")
+    assert taps.loc["L3", "module"] == "layer_norm"
+    torch.testing.assert_close(layers_of(pruned)["L3"][:1], output(pruned))
+
+
+def test_merging_adds_what_the_layers_differ():
+    encoder = build("wav2vec2")
+    merged = prune_layers(encoder, [2, 3], "merge")
+    stack = encoder.module.encoder.layers
+    name = "feed_forward.output_dense.weight"
+    first, second, third = (stack[i].get_parameter(name) for i in range(3))
+    torch.testing.assert_close(
+        merged.module.encoder.layers[0].get_parameter(name), second + third - first
+    )
+    assert n_layers(merged) == 2
+    bottom = prune_layers(encoder, [1], "merge").module.encoder.layers[0]
+    torch.testing.assert_close(bottom.get_parameter(name), first)
+
+
+def test_pruned_heads_are_silenced_heads(encoder):
+    if encoder.name == "wavlm":
+        with pytest.raises(AnalysisError, match="position bias"):
+            prune_heads(encoder, [(1, 0)])
+        return
+    heads = [(1, 0), (1, 2), (3, 3)]
+    pruned = prune_heads(encoder, heads)
+    with ablate(encoder, [(layer, 0, head) for layer, head in heads]):
+        silenced, before = output(encoder), layers_of(encoder, ("head",))
+    torch.testing.assert_close(output(pruned), silenced)
+    after = layers_of(pruned, ("head",))
+    assert set(before) - set(after) == {"L1_B0_H0", "L1_B0_H2", "L3_B0_H3"}
+    for name, values in after.items():
+        torch.testing.assert_close(values, before[name])
+    width, per_head = 32, 8
+    biases = 3 if encoder.name != "whisper" else 2  # Whisper's keys have none
+    saved = 3 * per_head * (4 * width + biases)
+    assert size(encoder)[0] - size(pruned)[0] == saved
+
+
+def test_size_shrinks_by_the_layer(encoder):
+    layer = sum(p.numel() for p in _last_layer(encoder).parameters())
+    parameters, weight = size(encoder)
+    assert size(prune_layers(encoder, [4])) == (parameters - layer, weight - 4 * layer)
+    assert size(prune_layers(encoder, [4], "bypass"))[0] == parameters - layer
+
+
+def _last_layer(encoder):
+    path = next(
+        t.module for t in encoder.taps.itertuples() if t.name == "L4_B0_H0"
+    ).split(".3.")[0]
+    return encoder.module.get_submodule(path)[3]
+
+
+def test_orders():
+    scores = [0.1, 0.5, 0.6, 0.9, 0.7]  # of L0 … L4: layer 3 is best
+    similarity = np.eye(5)
+    for layer, value in ((1, 0.2), (2, 0.9), (3, 0.4), (4, 0.8)):
+        similarity[layer - 1, layer] = similarity[layer, layer - 1] = value
+    assert removal_order("top", 4) == [4, 3, 2, 1]
+    assert removal_order("redundancy", 4, similarity=similarity) == [2, 4, 3, 1]
+    assert removal_order("convexity", 4, scores=scores) == [4, 2, 3, 1]
+    peak_low = [0.1, 0.9, 0.6, 0.8, 0.7]
+    assert removal_order("convexity", 4, scores=peak_low) == [4, 3, 2, 1]
+    assert removal_order("probe", 4, scores=peak_low) == [2, 4, 3, 1]
+    random = removal_order("random", 4, seed=1)
+    assert sorted(random) == [1, 2, 3, 4]
+    assert random == removal_order("random", 4, seed=1)
+    assert any(random != removal_order("random", 4, seed=s) for s in range(2, 9))
+
+
+def test_curve_measures_score_size_and_time():
+    encoder = build("wav2vec2")
+    whole = output(encoder)
+    curve = pruning_curve(
+        encoder,
+        [4, 2, 1, 3],
+        lambda e: -float((output(e) - whole).square().mean()),
+        batch=encoder.prepare([wave(1.0)]),
+    )
+    assert list(curve.index) == [0, 1, 2, 3]
+    assert curve.loc[0, "drop"] == 0
+    assert (curve.loc[1:, "drop"] > 0).all()
+    assert curve.loc[2, "layers"] == (2, 4)
+    assert curve["parameters"].is_monotonic_decreasing
+    assert (curve["bytes"] == 4 * curve["parameters"]).all()
+    assert (curve["seconds"] > 0).all()
+    untimed = pruning_curve(encoder, [4], lambda e: 0.0, counts=[1])
+    assert untimed["seconds"].isna().all()
+    assert forward_seconds(encoder, encoder.prepare([wave()])) > 0
+
+
+def test_rank_agreement_finds_order_and_not_noise():
+    from scipy.stats import spearmanr
+
+    draw = np.random.default_rng(0)
+    drop = draw.normal(size=12)
+    good = rank_agreement(drop + 0.1 * draw.normal(size=12), drop)
+    assert good.low > 0.5
+    assert good.p < 0.01
+    null = [
+        rank_agreement(draw.normal(size=12), drop, n_permutations=200)
+        for _ in range(300)
+    ]
+    covered = np.mean([r.low < 0 < r.high for r in null])
+    assert 0.91 < covered < 0.99
+    assert 0.02 < np.mean([r.p < 0.05 for r in null]) < 0.09
+    noise = draw.normal(size=12)
+    assert rank_agreement(noise, drop).rho == pytest.approx(spearmanr(noise, drop)[0])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda e: prune_layers(e, [5]), "layers 1 to 4; there is no layer 5"),
+        (lambda e: prune_layers(e, [0]), "no layer 0"),
+        (lambda e: prune_layers(e, [1, 2, 3, 4]), "keep at least one"),
+        (lambda e: prune_layers(e, [1], "drop"), "how='drop'"),
+        (lambda e: prune_heads(e, [(1, 7)]), "no head 7 in layer 1"),
+        (lambda e: prune_heads(e, [(1, h) for h in range(4)]), "at least one head"),
+        (lambda e: removal_order("size", 4), "by='size'"),
+        (lambda e: removal_order("probe", 4), r"scores of shape \(5,\)"),
+        (lambda e: pruning_curve(e, [1], lambda e: 0.0), "order has 1"),
+        (lambda e: rank_agreement([1, 2], [1, 2]), "4 layers or more"),
+        (lambda e: rank_agreement([1, 1, 1, 1], [1, 2, 3, 4]), "no ranks"),
+    ],
+)
+def test_bad_input_is_one_clear_error(call, message):
+    with pytest.raises(AnalysisError, match=message):
+        call(build("wav2vec2"))
+
+
+def test_wavlm_keeps_the_layer_that_computes_its_bias():
+    with pytest.raises(AnalysisError, match="position bias"):
+        prune_layers(build("wavlm"), [1])
+
+
+def test_what_is_no_stack_of_layers_is_refused():
+    from dataclasses import replace
+
+    other = replace(build("wav2vec2"), module=torch.nn.Linear(2, 2))
+    with pytest.raises(AnalysisError, match="not of Linear"):
+        prune_layers(other, [1])
