@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 from analysis_lib.convexity.paths import Engine, path_scores
-from analysis_lib.neighbors import Neighbors, nearest_neighbors
+from analysis_lib.neighbors import nearest_neighbors, neighbor_distances
 from analysis_lib.stats import as_features, encode_groups
 
 Ints = NDArray[np.int64]
@@ -27,6 +27,13 @@ _DUPLICATE = 1e-10
 
 _SCORES = ["macro", "micro", "chance", "normalized", "reach"]
 _SCORES += ["homophily", "purity", "same_class"]
+
+
+class Neighbors(NamedTuple):
+    """The k nearest other clips of each clip, nearest first, and how far they are."""
+
+    indices: Ints  # (N, k)
+    distances: NDArray[np.float64]  # (N, k)
 
 
 @dataclass(frozen=True)
@@ -222,8 +229,9 @@ def _neighbors(x: NDArray[np.float64], n_neighbors: int, metric: Metric) -> Neig
             f"{len(x) - 2}; beyond, every clip is every other's neighbour and all "
             "scores are 1"
         )
-    found = nearest_neighbors(x, n_neighbors, metric)
-    twins = int((found.distances[:, 0] == 0).sum())
+    indices = nearest_neighbors(x, n_neighbors, metric)
+    distances = neighbor_distances(x, indices, metric)
+    twins = int((distances[:, 0] == 0).sum())
     if twins:
         warnings.warn(
             f"{twins} of {len(x)} clips coincide with another: of equally short "
@@ -231,7 +239,7 @@ def _neighbors(x: NDArray[np.float64], n_neighbors: int, metric: Metric) -> Neig
             RuntimeWarning,
             stacklevel=3,
         )
-    return found
+    return Neighbors(indices, distances)
 
 
 def _union(found: Neighbors) -> csr_array:

@@ -150,12 +150,16 @@ def _by_gram(
     """Sum ⟨K_l, L_m⟩ over row blocks right of the diagonal; symmetry gives the rest."""
     n, count = len(xs[0]), len(xs)
     layers = [*xs, *(ys or [])]
-    step = int(np.clip(_BLOCK_BYTES // (8 * n * len(layers)), 1, n))
+    step = int(np.clip(_BLOCK_BYTES // (8 * n * len(layers)), min(16, n), n))
     cross = np.zeros((count, count if ys is None else len(ys)))
     own = np.zeros(len(layers))
+    buffer = np.empty(len(layers) * step * n)
     for start in range(0, n, step):
         stop = min(start + step, n)
-        block = np.stack([x[start:stop] @ x[start:].T for x in layers])
+        shape = (len(layers), stop - start, n - start)
+        block = buffer[: np.prod(shape)].reshape(shape)
+        for x, gram in zip(layers, block, strict=True):
+            np.matmul(x[start:stop], x[start:].T, out=gram)
         on_diagonal = block[:, :, : stop - start].reshape(len(layers), -1)
         for values, weight in ((block.reshape(len(layers), -1), 2), (on_diagonal, -1)):
             left = values[:count]

@@ -61,9 +61,8 @@ def mutual_knn_chance(n_clips: int, k: int = 10) -> float:
 
 
 def neighbor_lists(X: Floats, k: int, normalize: bool = True) -> Indices:
-    """Each clip's k neighbours, sorted by index."""
-    found = nearest_neighbors(X, k, "cosine" if normalize else "dot").indices
-    return np.sort(found, axis=1)
+    """Each clip's k neighbours, (N, k), nearest first."""
+    return nearest_neighbors(X, k, "cosine" if normalize else "dot")
 
 
 def overlap(xs: Sequence[Indices], ys: Sequence[Indices]) -> Floats:

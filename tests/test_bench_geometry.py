@@ -1,0 +1,232 @@
+"""Speed: similarity and convexity against the naive way, in one process, same answers.
+
+Both sides run here and now, so a slow machine slows both; only the ratio is asserted.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import dijkstra
+from sklearn.neighbors import kneighbors_graph
+
+from analysis_lib.convexity import graph_convexity
+from analysis_lib.similarity import linear_cka, mutual_knn, similarity_matrix
+
+pytestmark = pytest.mark.benchmark
+
+
+def residual_stream(n_layers, n=2000, d=768, classes=10, seed=0):
+    """Layers that each add a little to the last, around classes, with an offset."""
+    draw = np.random.default_rng(seed)
+    labels = np.arange(n) % classes
+    centers = draw.normal(size=(classes, d))
+    x = draw.normal(size=(n, d)) + 0.5
+    layers = []
+    for _ in range(n_layers):
+        x = x + 0.4 * draw.normal(size=(n, d)) + 0.05 * centers[labels]
+        layers.append(x.astype(np.float32))
+    return layers, labels
+
+
+def seconds(call):
+    """Processor seconds, so that other processes do not count."""
+    start = time.process_time()
+    result = call()
+    return time.process_time() - start, result
+
+
+# --- the naive loop: each pair of layers from scratch, N×N throughout ---------------
+
+
+def naive_cka(X, Y):
+    n = len(X)
+    H = np.eye(n, dtype=X.dtype) - X.dtype.type(1 / n)
+
+    def hsic(K, L):
+        return np.trace(K @ H @ L @ H)
+
+    K, L = X @ X.T, Y @ Y.T
+    return hsic(K, L) / np.sqrt(hsic(K, K) * hsic(L, L))
+
+
+def naive_mutual_knn(X, Y, k=10):
+    def lists(A):
+        A = A / np.linalg.norm(A, axis=1, keepdims=True)
+        near = A @ A.T
+        np.fill_diagonal(near, -np.inf)
+        return np.argsort(-near, axis=1)[:, :k]
+
+    both = zip(lists(X), lists(Y), strict=True)
+    return np.mean([len(np.intersect1d(a, b)) / k for a, b in both])
+
+
+def naive_cosine(X, Y):
+    X, Y = (A / np.linalg.norm(A, axis=1, keepdims=True) for A in (X, Y))
+    return np.trace(X @ Y.T) / len(X)
+
+
+@pytest.mark.slow
+def test_thirteen_layers_are_a_hundred_times_faster_than_the_pair_loop():
+    """One cell of each naive measure is timed and scaled to the loop's 13 × 13.
+
+    Both sides work in double precision, without which they agree to three digits
+    only. The naive loop in single precision, which is wrong at an offset, is printed.
+    """
+    layers, _ = residual_stream(13)
+    naive = {
+        "linear_cka": naive_cka,
+        "mutual_knn": naive_mutual_knn,
+        "mean_cosine": naive_cosine,
+    }
+
+    def cell(dtype):
+        one, other = layers[0].astype(dtype), layers[6].astype(dtype)
+        return {name: call(one, other) for name, call in naive.items()}
+
+    def suite():
+        return {name: similarity_matrix(layers, name) for name in naive}
+
+    single = 169 * seconds(lambda: cell(np.float32))[0]
+    spent, expected = seconds(lambda: cell(np.float64))
+    double = 169 * spent
+    ours, found = min((seconds(suite) for _ in range(2)), key=lambda run: run[0])
+    for name, value in expected.items():
+        assert found[name][0, 6] == pytest.approx(value, abs=1e-8)
+    print(
+        f"naive {double:.0f} s (169 × 1 cell; {single:.0f} s in single precision), "
+        f"ours {ours:.2f} s: {double / ours:.0f}× ({single / ours:.0f}×)"
+    )
+    assert double / ours > 100
+
+
+def test_a_matrix_is_faster_than_its_pairs_even_when_small():
+    """The same at a size that is quick to check: 6 layers, every cell of both."""
+    layers, _ = residual_stream(6, n=400, d=128)
+    similarity_matrix(layers)
+    ours, found = seconds(lambda: similarity_matrix(layers))
+    naive, expected = seconds(
+        lambda: np.array([[naive_cka(x, y) for y in layers] for x in layers])
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    print(f"naive {naive:.2f} s, ours {ours:.3f} s: {naive / ours:.0f}×")
+    assert naive / ours > 10
+
+
+def test_the_cheaper_form_is_the_one_taken():
+    """Many clips: features; many dimensions: Gram. Auto is never the slow one."""
+    draw = np.random.default_rng(0)
+    for n, d in ((4000, 32), (200, 2048)):
+        layers = [draw.normal(size=(n, d)) for _ in range(3)]
+        spent = {
+            method: min(
+                seconds(lambda m=method, x=layers: similarity_matrix(x, method=m))[0]
+                for _ in range(3)
+            )
+            for method in ("auto", "features", "gram")
+        }
+        print(n, d, spent)
+        assert spent["auto"] < 0.5 * max(spent.values())
+        assert linear_cka(*layers[:2]) == pytest.approx(
+            linear_cka(*layers[:2], method="gram"), abs=1e-8
+        )
+
+
+# --- convexity: paths of sampled pairs, walked one by one ---------------------------
+
+
+def naive_convexity(X, labels, k, n_pairs, seed=0):
+    """The reference algorithm: all shortest paths, then sampled pairs, node by node."""
+    graph = kneighbors_graph(X, k, mode="distance")
+    graph = csr_array(graph.maximum(graph.T))
+    _, parent = dijkstra(graph, return_predecessors=True)
+    draw = np.random.default_rng(seed)
+    scores = {}
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        pairs = [(i, j) for i in members for j in members if i != j]
+        kept = draw.permutation(len(pairs))[:n_pairs]
+        values = []
+        for i, j in (pairs[p] for p in kept):
+            inside, at = [], parent[i, j]
+            while at not in (i, -9999):
+                inside.append(at)
+                at = parent[i, at]
+            if at == -9999:
+                values.append(0.0)
+            else:
+                values.append(np.mean(labels[inside] == label) if inside else 1.0)
+        scores[label] = np.array(values)
+    return scores
+
+
+def per_pair_convexity(graph, labels, pairs):
+    """One Dijkstra a pair, as the published package runs it."""
+    values = []
+    for i, j in pairs:
+        _, parent = dijkstra(graph, indices=i, return_predecessors=True)
+        inside, at = [], parent[j]
+        while at not in (i, -9999):
+            inside.append(at)
+            at = parent[at]
+        values.append(
+            0.0
+            if at == -9999
+            else np.mean(labels[inside] == labels[i])
+            if inside
+            else 1
+        )
+    return np.array(values)
+
+
+def test_exact_convexity_is_ten_times_faster_than_sampled_pairs():
+    layers, labels = residual_stream(6)
+    X = layers[-1].astype(np.float64)
+    graph_convexity(X[:1200], labels[:1200], engine="numba")  # compile, not timed
+    ours, found = min(
+        (seconds(lambda: graph_convexity(X, labels, engine="numba")) for _ in range(3)),
+        key=lambda run: run[0],
+    )
+    naive, sampled = seconds(lambda: naive_convexity(X, labels, 10, n_pairs=5000))
+    print(f"naive {naive:.2f} s for 12.6 % of the pairs, ours {ours:.2f} s for all")
+    # Sampled means lie about the exact ones as samples without replacement do.
+    for label, values in sampled.items():
+        error = values.std() / np.sqrt(len(values))
+        assert abs(values.mean() - found.per_class.loc[label, "score"]) < 4.5 * error
+    assert naive > ours
+
+    # The reference searches once a pair: timed on 200 pairs, scaled to 50,000.
+    graph = kneighbors_graph(X, 10, mode="distance")
+    graph = csr_array(graph.maximum(graph.T))
+    pairs = np.random.default_rng(0).integers(0, 2000, (200, 2))
+    spent, _ = seconds(lambda: per_pair_convexity(graph, labels, pairs))
+    one_by_one = spent * 50_000 / 200
+    print(f"a search a pair: {one_by_one:.0f} s (scaled), {one_by_one / ours:.0f}×")
+    print(f"one search a source: {naive / ours:.1f}×")
+    assert one_by_one / ours > 10
+
+
+def test_all_pairs_by_brute_force_on_a_small_graph_are_slower_and_equal():
+    layers, labels = residual_stream(4, n=500, d=64)
+    X = layers[-1].astype(np.float64)
+    for engine in ("scipy", "numba"):
+        graph_convexity(X, labels, engine=engine)
+        ours, found = seconds(lambda e=engine: graph_convexity(X, labels, engine=e))
+        naive, scores = seconds(lambda: naive_convexity(X, labels, 10, 10**9))
+        for label, values in scores.items():
+            assert found.per_class.loc[label, "score"] == pytest.approx(values.mean())
+        print(f"{engine}: {naive:.2f} s against {ours:.3f} s: {naive / ours:.1f}×")
+        assert naive / ours > 2
+
+
+def test_shared_neighbours_make_the_matrix_cheaper_than_its_pairs():
+    layers, _ = residual_stream(6, n=600, d=128)
+    ours, found = seconds(lambda: similarity_matrix(layers, "mutual_knn"))
+    pairs, expected = seconds(
+        lambda: np.array([[mutual_knn(x, y) for y in layers] for x in layers])
+    )
+    np.testing.assert_array_equal(found, expected)
+    assert pairs / ours > 3
