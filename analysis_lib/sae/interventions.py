@@ -179,7 +179,7 @@ def edit_patch(
         code = sae.encode(x)
         changed = code.clone()
         for edit in edits:
-            units = torch.as_tensor(list(edit.units), device=x.device)
+            units = torch.tensor(list(edit.units), dtype=torch.int64, device=x.device)
             here = torch.ones(len(x), dtype=torch.bool, device=x.device)
             if edit.frames is not None:
                 here = _chosen(edit.frames, clip, frame)
