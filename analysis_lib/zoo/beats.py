@@ -35,7 +35,7 @@ from analysis_lib.corpora.build import recipe_fingerprint
 from analysis_lib.corpora.calls import make_clips
 from analysis_lib.encoders import beats, load_encoder
 from analysis_lib.encoders.beats import BEATs, BEATsConfig
-from analysis_lib.zoo.measures import depth_gain, probe_layers
+from analysis_lib.zoo.evaluation import probe_layers, unheard
 from analysis_lib.zoo.training import Log, fit, save_weights
 
 NAME = "beats-mini"
@@ -236,13 +236,9 @@ def pretrain(
 def evaluate(name: str) -> dict[str, Any]:
     """Probe every layer on animals and sources that were not heard in training."""
     encoder = load_encoder(name, device="cpu")
-    found: dict[str, Any] = {}
-    for corpus in map(load_corpus, HELD_OUT):
-        if "split" in corpus.table:
-            corpus = corpus.select(corpus.table["split"] == "test")
-        rows = probe_layers(encoder, corpus)
-        found[corpus.name] = {**depth_gain(rows), "probe": rows}
-    return found
+    otters, finches, environment = map(load_corpus, HELD_OUT)
+    corpora = (otters, finches, unheard(environment))
+    return {corpus.name: probe_layers(encoder, corpus) for corpus in corpora}
 
 
 def write(
@@ -268,7 +264,7 @@ def training_corpora(log: Log) -> tuple[list[Corpus], list[Corpus]]:
         animals.select(animals.table["species"] == "otter"),
         animals.select(animals.table["species"] == "finch"),
         environment.select(~test),
-    ], [load_corpus("otters"), environment.select(test)]
+    ], [load_corpus("otters"), unheard(environment)]
 
 
 def made_for_training(log: Log) -> Corpus:
