@@ -15,10 +15,11 @@ from analysis_lib.piq import (
     SpectrogramClassifier,
     SpectrogramFrontEnd,
     VectorQuantizedPSI,
-    accuracy_by_class,
+    accuracy,
     code_usage,
     decode_keys,
     interpret,
+    key_sounds,
     load_clips,
     nearest_tokens,
     predict_clips,
@@ -129,23 +130,28 @@ def test_groups_stay_on_one_side(folder):
 
 def test_classifier_learns(classifier):
     fresh = toy_clips(seed=9)
-    table = accuracy_by_class(classifier, fresh)
-    assert table["accuracy"].mean() > 0.8
-    assert table["clips"].tolist() == [8, 8, 8]
-    assert list(table.index) == list(PITCHES)
     answers = predict_clips(classifier, fresh)
     assert answers.sum(1) == pytest.approx(1, abs=1e-5)
+    table = accuracy(classifier, fresh)
+    assert list(table.index) == ["all", *PITCHES]
+    assert table["clips"].tolist() == [24, 8, 8, 8]
+    right = answers.argmax(1) == fresh.labels
+    assert table.loc["all", "mean"] == pytest.approx(right.mean())
+    assert table.loc["low", "mean"] == pytest.approx(right[fresh.labels == 1].mean())
+    assert table.loc["all", "low"] > table.loc["all", "chance"]
+    assert table["chance"].to_numpy() == pytest.approx(1 / 3)
 
 
 def test_random_weights_know_nothing(classifier, clips):
+    before = classifier.fingerprint
     twin = randomized(classifier, clips, seed=1)
     fresh = toy_clips(seed=9)
-    assert accuracy_by_class(twin, fresh)["accuracy"].mean() < 0.7
+    known = accuracy(classifier, fresh).loc["all", "low"]
+    assert accuracy(twin, fresh).loc["all", "mean"] < known
     assert np.isfinite(predict_clips(twin, fresh)).all()
     pairs = zip(twin.parameters(), classifier.parameters(), strict=True)
-    same = [torch.equal(a, b) for a, b in pairs if a.dim() > 1]
-    assert not any(same)
-    assert accuracy_by_class(classifier, fresh)["accuracy"].mean() > 0.8
+    assert not any(torch.equal(a, b) for a, b in pairs if a.dim() > 1)
+    assert classifier.fingerprint == before
 
 
 @torch.no_grad()
@@ -258,6 +264,7 @@ def test_same_seed_same_psi_and_resumed(classifier, clips, tmp_path, monkeypatch
         {"mixtures": 0.5},
         {"decoder": "published"},
         {"warmup": 0},
+        {"mask_rule": "reconstruction"},
     ],
 )
 def test_variants_train(classifier, clips, options):
@@ -344,10 +351,37 @@ def test_keys_can_be_seen_and_found(piq, clips):
     assert places["distance"].is_monotonic_increasing
     assert places["clip"].is_unique
     owner = int(cb.owners_of(piq.psi.codebook)[key])
-    assert (predicted[places["clip"].to_numpy()] == owner).all()
+    assert (predicted[places["clip"].tolist()] == owner).all()
     dead = (counts == 0).nonzero()[:, 0]
     if len(dead):
         assert nearest_tokens(piq.psi, hidden, predicted, int(dead[0])).empty
+
+
+def test_keys_can_be_heard(piq, clips):
+    hidden, predicted = hidden_maps(piq.classifier, clips)
+    counts = cb.key_counts(piq.psi, hidden, predicted).sum(0)
+    places, sounds = key_sounds(piq, clips, int(counts.argmax()), n=2)
+    assert sounds.shape == (2, RATE)
+    assert places["seconds"].between(0, 1).all()
+    assert list(places["name"]) == [clips.names[i] for i in places["clip"]]
+    energy = (sounds**2).sum(1)
+    assert (energy < (clips.waves[places["clip"]] ** 2).sum(1)).all()
+    # All keys' places together are the whole: their parts make the interpretation.
+    i = int(places["clip"][0])
+    own = [k for k in range(12) if counts[k]]
+    parts = [key_sounds(piq, clips[[i]], k, n=1)[1] for k in own]
+    whole = interpret(piq, clips.waves[i]).interpretation
+    assert sum(part.sum(0) for part in parts) == pytest.approx(whole, abs=1e-4)
+
+
+def test_reconstruction_masks_are_each_clips_own(classifier, clips):
+    piq = train_piq(
+        classifier, clips, K=6, steps=10, warmup=2, mask_rule="reconstruction"
+    )
+    masks = piq.mask_clips(clips)
+    assert set(np.unique(masks)) <= {0.0, 1.0}
+    alone = np.concatenate([piq.mask_clips(clips[[i]]) for i in range(3)])
+    assert (alone != masks[:3]).mean() < 1e-3
 
 
 # Listening.
@@ -407,6 +441,10 @@ def missing_class():
         (lambda p: train_piq(p.classifier, toy_clips(), K=2), "K=2 .* 3 classes"),
         (lambda p: train_piq(p.classifier, toy_clips(), K=5, shared_keys=6),
          "shared_keys=6 does not fit"),
+        (lambda p: train_piq(p.classifier, toy_clips(), mask_rule="x"),
+         "mask_rule='x' is unknown"),
+        (lambda p: train_piq(p.classifier, toy_clips(), mask_rule="reconstruction",
+                             mixtures=0.5), "mixtures=0.5; set both to 0"),
         (lambda p: check_clips(toy_clips(), ("x", "low", "middle"), FRONT_END),
          "high, x"),
         (lambda p: check_clips(toy_clips(), tuple(PITCHES), SpectrogramFrontEnd()),

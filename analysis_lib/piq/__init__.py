@@ -2,7 +2,6 @@
 
 from analysis_lib.piq.classifier import (
     SpectrogramClassifier,
-    accuracy_by_class,
     predict_clips,
     randomized,
     split_groups,
@@ -11,8 +10,8 @@ from analysis_lib.piq.classifier import (
 from analysis_lib.piq.codebook import code_usage, decode_keys, nearest_tokens
 from analysis_lib.piq.frontend import Clips, SpectrogramFrontEnd, load_clips
 from analysis_lib.piq.frozen import EncoderClassifier, probe_encoder
-from analysis_lib.piq.interpret import Interpretation, interpret
-from analysis_lib.piq.metrics import area_curves, score_masks, summarize
+from analysis_lib.piq.interpret import Interpretation, interpret, key_sounds
+from analysis_lib.piq.metrics import accuracy, area_curves, score_masks, summarize
 from analysis_lib.piq.mixtures import draw_pairs, label_swap, mixture_study
 from analysis_lib.piq.modules import (
     Conv2dEncoder,
@@ -35,13 +34,14 @@ __all__ = [
     "VectorQuantizedPSI",
     "VectorQuantizedPSIFocalNet",
     "VectorQuantizedPSIViT",
-    "accuracy_by_class",
+    "accuracy",
     "area_curves",
     "code_usage",
     "decode_keys",
     "draw_pairs",
     "interpret",
     "irrelevant_regions",
+    "key_sounds",
     "label_swap",
     "load_clips",
     "mixture_study",

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -177,7 +176,7 @@ def train_classifier(
     waves, labels = torch.from_numpy(clips.waves), torch.from_numpy(clips.labels)
     targets = F.one_hot(labels, len(clips.classes)).float()
     key = digest(
-        "classifier", front_end.__repr__(), repr((dim, steps, batch_size, lr, seed)),
+        "classifier", repr(front_end), repr((dim, steps, batch_size, lr, seed)),
         repr(clips.classes), clips.waves.tobytes(), clips.labels.tobytes(),
     )  # fmt: skip
 
@@ -267,16 +266,6 @@ def predict_clips(
 def batches(array: Any, size: int) -> list[Any]:
     """Cut an array into runs of at most ``size`` rows."""
     return [array[i : i + size] for i in range(0, len(array), size)]
-
-
-def accuracy_by_class(classifier: Explained, clips: Clips) -> pd.DataFrame:
-    """Count clips and right answers of each class."""
-    right = predict_clips(classifier, clips).argmax(1) == clips.labels
-    table = pd.DataFrame(
-        {"class": np.array(clips.classes)[clips.labels], "right": right}
-    )
-    counted = table.groupby("class")["right"].agg(["size", "sum", "mean"])
-    return counted.set_axis(["clips", "right", "accuracy"], axis=1)
 
 
 @torch.no_grad()

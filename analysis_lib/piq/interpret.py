@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from analysis_lib.base import AnalysisError
-from analysis_lib.piq.frontend import log_magnitude, masked_stft, resample
-from analysis_lib.piq.train import PIQ
+from analysis_lib.piq.codebook import nearest_tokens
+from analysis_lib.piq.frontend import Clips, log_magnitude, masked_stft, resample
+from analysis_lib.piq.modules import grid_size
+from analysis_lib.piq.train import PIQ, hidden_maps
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +113,7 @@ def interpret(
     predicted = int(logits.argmax())
     asked = predicted if label is None else classifier.classes.index(label)
     out = piq.psi(hidden, torch.tensor([asked]), tuple(stft.shape[1:]))
-    mask = out.logits[:, 0].sigmoid()
+    mask = piq.mask_of(out.logits)
     if threshold is not None:
         mask = (mask > threshold).float()
     answers = torch.cat(
@@ -136,3 +140,50 @@ def interpret(
         },
         sampling_rate=rate,
     )
+
+
+@torch.no_grad()
+def key_sounds(
+    piq: PIQ, clips: Clips, key: int, n: int = 3
+) -> tuple[pd.DataFrame, NDArray[np.float32]]:
+    """Hear what a key stands for: clips with only the places that use it left open.
+
+    Parameters
+    ----------
+    piq : PIQ
+        Trained, with quantization.
+    clips : Clips
+        To search; each is read with the keys of its predicted class.
+    key : int
+        Index into the codebook.
+    n : int
+        Clips to return, those with the vector nearest to the key first.
+
+    Returns
+    -------
+    places : DataFrame
+        As of `nearest_tokens`, with the clip's ``name`` and ``seconds``, the middle of
+        the nearest place.
+    sounds : ndarray
+        ``(m, L)``, m ≤ n: each clip under its own mask, cut to the places whose
+        nearest key this is. None where no clip uses the key: m = 0.
+    """
+    front_end = piq.classifier.front_end
+    hidden, predicted = hidden_maps(piq.classifier, clips)
+    places = nearest_tokens(piq.psi, hidden, predicted, key, n)
+    at = places["clip"].to_numpy()
+    frames = front_end.frames(clips.waves.shape[1] / clips.sampling_rate)
+    step = (grid_size(frames) - 1) / piq.psi.encode(hidden[:1]).shape[2] * front_end.hop
+    places["name"] = clips.names[at]
+    places["seconds"] = (places["row"] + 0.5) * step / front_end.sampling_rate
+    if not len(at):
+        return places, np.zeros((0, clips.waves.shape[1]), np.float32)
+    stft = front_end.stft(torch.from_numpy(clips.waves[at]))
+    chosen = torch.from_numpy(at.copy())
+    bins = front_end.bins
+    out = piq.psi(hidden[chosen], predicted[chosen], (frames, bins))
+    grid = [grid_size(frames), grid_size(bins)]
+    used = F.interpolate((out.indices == key).float()[:, None], size=grid)
+    mask = piq.mask_of(out.logits) * used[:, 0, :frames, :bins]
+    sounds = front_end.waveform(masked_stft(stft, mask), clips.waves.shape[1])
+    return places, sounds.numpy()

@@ -10,13 +10,38 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from analysis_lib.piq.classifier import Explained
+from analysis_lib.piq.classifier import Explained, predict_clips
 from analysis_lib.piq.frontend import Clips
 from analysis_lib.stats import bootstrap_counts, encode_groups, percentile_interval
 
 SCORES = ("Fid-In", "FF", "AI", "AD", "AG", "SPS", "COMP")
 """Input fidelity, faithfulness, average increase, drop and gain, sparseness and
 complexity; all but AD and COMP are better when higher."""
+
+
+def accuracy(
+    classifier: Explained, clips: Clips, n_draws: int = 1000, seed: int = 0
+) -> pd.DataFrame:
+    """Give the accuracy of a classifier, in all and by class.
+
+    Returns
+    -------
+    DataFrame
+        Rows ``all`` and the classes; columns ``clips``, ``mean``, ``low`` and ``high``
+        (95 %, whole groups drawn anew) and ``chance``: for ``all`` the share of the
+        commonest class.
+    """
+    right = (predict_clips(classifier, clips).argmax(1) == clips.labels).astype(float)
+    shares = np.bincount(clips.labels, minlength=len(clips.classes)) / len(clips)
+    rows = {}
+    for c, name in enumerate(("all", *clips.classes), start=-1):
+        mine = (clips.labels == c) | (c == -1)
+        rows[name] = {
+            "clips": int(mine.sum()),
+            **mean_interval(right[mine], clips.groups[mine], n_draws, seed),
+            "chance": shares.max() if c == -1 else shares[c],
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def gini(mask: ArrayLike) -> NDArray[np.float64]:

@@ -63,16 +63,31 @@ class PIQ:
     classifier : Explained
         What is explained.
     history : DataFrame
-        A row a step: ``mask`` (cross-entropy, nats a bin), ``vq`` (0 while warming
-        up), ``revived`` (keys moved), and ``fidelity`` where it was asked for.
+        A row a step: ``mask`` (cross-entropy, nats a bin; or squared error), ``vq``
+        (0 while warming up), ``revived`` (keys moved), and ``fidelity`` where it was
+        asked for.
     usage : DataFrame
         `code_usage` on the training clips; empty where ψ does not quantize.
+    mask_rule : str
+        What ψ's output means, see `train_piq`.
+    mask_threshold : float
+        Of the rule "reconstruction".
     """
 
     psi: VectorQuantizedPSI
     classifier: Explained
     history: pd.DataFrame
     usage: pd.DataFrame
+    mask_rule: str = "mask"
+    mask_threshold: float = 0.35
+
+    def mask_of(self, logits: Tensor) -> Tensor:
+        """Turn ψ's output ``(B, 1, T, F)`` into masks ``(B, T, F)``, 0 to 1."""
+        if self.mask_rule == "mask":
+            return logits[:, 0].sigmoid()
+        # Of each clip's own maximum; upstream takes the batch's, so that a clip's
+        # explanation depends on its neighbours.
+        return energy_mask(F.softplus(logits[:, 0]), self.mask_threshold)
 
     @torch.no_grad()
     def masks(self, stft: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -88,7 +103,7 @@ class PIQ:
         hidden, logits = self.classifier.hidden_and_logits(stft)
         if labels is None:
             labels = logits.argmax(-1)
-        return self.psi(hidden, labels, tuple(stft.shape[1:])).logits[:, 0].sigmoid()
+        return self.mask_of(self.psi(hidden, labels, tuple(stft.shape[1:])).logits)
 
     def mask_clips(
         self, clips: Clips, labels: ArrayLike | None = None, batch_size: int = 32
@@ -125,6 +140,7 @@ def train_piq(
     partition: bool = True,
     quantize: bool = True,
     beta: float = 1.0,
+    mask_rule: str = "mask",
     mask_threshold: float = 0.35,
     fidelity: float = 0.0,
     mixtures: float = 0.0,
@@ -157,8 +173,12 @@ def train_piq(
         False for the ablations: keys open to all, no keys at all.
     beta : float
         Weight of the commitment, see `vq_loss`.
+    mask_rule : {"mask", "reconstruction"}
+        ψ draws the mask; or, as in the recipe without ``use_mask_output``, it rebuilds
+        the log magnitudes (softplus, mean squared error), and the mask is the energy
+        mask of what it rebuilt.
     mask_threshold : float
-        Of the target, see `energy_mask`.
+        Of the energy mask, see `energy_mask`.
     fidelity : float
         Weight of the cross-entropy of the classifier's answer to the masked sound
         against its answer to the whole, as in L-MAC ([2]_). 0 as published; needs a
@@ -191,7 +211,9 @@ def train_piq(
     AnalysisError
         If a class has no clip, or clips and classifier do not fit.
     ValueError
-        If ``K`` leaves a class without keys.
+        If ``K`` leaves a class without keys, or a rule is unknown or does not allow
+        ``fidelity`` (a thresholded mask passes no gradient) or ``mixtures`` (there is
+        no mask to draw for one source).
 
     References
     ----------
@@ -200,6 +222,7 @@ def train_piq(
     .. [2] F. Paissan, M. Ravanelli, C. Subakan, "Listenable Maps for Audio
        Classifiers", arXiv:2403.13086, equation 3.
     """
+    _check_rule(mask_rule, fidelity, mixtures)
     check_clips(clips, classifier.classes, classifier.front_end)
     cached, predicted = hidden_maps(classifier, clips)
     with torch.random.fork_rng(devices=[]):
@@ -252,8 +275,11 @@ def train_piq(
             target[:n_mixed] *= louder
         out = psi(hidden, named, tuple(x.shape[1:]))
         logits = out.logits[:, 0]
-        loss = mask_loss = F.binary_cross_entropy_with_logits(logits, target)
-        log = {"mask": mask_loss.item(), "vq": 0.0, "revived": float(revived)}
+        if mask_rule == "mask":
+            loss = F.binary_cross_entropy_with_logits(logits, target)
+        else:
+            loss = F.mse_loss(F.softplus(logits), x)
+        log = {"mask": loss.item(), "vq": 0.0, "revived": float(revived)}
         if psi.quantize:
             quantization = vq_loss(out.latents, out.quantized, beta)
             loss = loss + quantization
@@ -266,8 +292,8 @@ def train_piq(
         return loss, log
 
     settings = (
-        K, shared_keys, partition, quantize, beta, mask_threshold, fidelity, mixtures,
-        steps, warmup, revive_every, batch_size, lr, decoder, seed,
+        K, shared_keys, partition, quantize, beta, mask_rule, mask_threshold,
+        fidelity, mixtures, steps, warmup, revive_every, batch_size, lr, decoder, seed,
     )  # fmt: skip
     psi.train()
     history = optimize(
@@ -285,7 +311,19 @@ def train_piq(
         if quantize
         else pd.DataFrame()
     )
-    return PIQ(psi, classifier, history, usage)
+    return PIQ(psi, classifier, history, usage, mask_rule, mask_threshold)
+
+
+def _check_rule(rule: str, fidelity: float, mixtures: float) -> None:
+    if rule not in ("mask", "reconstruction"):
+        raise ValueError(
+            f"mask_rule={rule!r} is unknown; choose 'mask' or 'reconstruction'."
+        )
+    if rule == "reconstruction" and (fidelity or mixtures):
+        raise ValueError(
+            f"mask_rule='reconstruction' cannot be trained with fidelity={fidelity} or "
+            f"mixtures={mixtures}; set both to 0, or take mask_rule='mask'."
+        )
 
 
 def equal_power(first: Tensor, second: Tensor) -> Tensor:
