@@ -49,6 +49,10 @@ def _run(options: argparse.Namespace) -> int:
         print(f"error: {problem}", file=sys.stderr)
     if not problems and not options.all:
         _print_run(runs[0])
+        if options.page:
+            from analysis_lib.site import page
+
+            print(os.path.relpath(page(root, runs[0])))
     return 1 if problems else 0
 
 
@@ -248,6 +252,9 @@ def _parser() -> argparse.ArgumentParser:
                      help="parameters as a YAML mapping")  # fmt: skip
     run.add_argument("-f", "--parameters-file", action="append", metavar="FILE",
                      help="a YAML file of parameters")  # fmt: skip
+
+    run.add_argument("--page", action="store_true",
+                     help="show the executed notebook as a web page, too")  # fmt: skip
 
     build = command("build", _build, "execute what has changed and build the site")
     build.add_argument("--no-run", action="store_true", help="execute nothing")

@@ -84,10 +84,26 @@ def build(
     if not force and index.exists() and kept.exists() and kept.read_text() == key:
         tell("site: unchanged")
         return index
-    shutil.rmtree(root / "_build", ignore_errors=True)
-    _sphinx(root)
+    kept.unlink(missing_ok=True)
+    _sphinx(root, root / "_toc.yml", root, "-W", "-n", "--keep-going")
     kept.write_text(key)
     return index
+
+
+def page(root: Path, run: Run) -> Path:
+    """Show one executed notebook, such as a run of one's own, as a page by itself.
+
+    Returns
+    -------
+    Path
+        The page, in a folder under ``_build/runs``: the book's site stays as it is.
+    """
+    folder = root / "_build" / "runs" / run.name
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = folder / "_toc.yml"
+    contents.write_text(f"format: jb-book\nroot: executed/{run.name}\n")
+    _sphinx(root, contents, folder)  # links to other chapters lead nowhere here
+    return folder / "_build" / "html" / "executed" / f"{run.name}.html"
 
 
 def _make_corpora(runs: list[Run]) -> None:
@@ -101,11 +117,13 @@ def _make_corpora(runs: list[Run]) -> None:
         corpora.make(name)
 
 
-def _sphinx(root: Path) -> None:
+def _sphinx(root: Path, contents: Path, output: Path, *strictness: str) -> None:
     start = "from jupyter_book.cli.main import main; main()"
-    words = ["build", str(root), "-W", "-n", "--keep-going", "-q"]
+    words = ["build", str(root), "--toc", str(contents), "--path-output", str(output)]
+    for old in ("html", ".doctrees"):
+        shutil.rmtree(output / "_build" / old, ignore_errors=True)
     done = subprocess.run(
-        [sys.executable, "-c", start, *words],
+        [sys.executable, "-c", start, *words, "-q", *strictness],
         cwd=root,
         capture_output=True,
         text=True,
@@ -113,7 +131,7 @@ def _sphinx(root: Path) -> None:
         | {"PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore", "NO_COLOR": "1"},
     )
     if done.returncode:
-        shutil.rmtree(root / "_build" / "html", ignore_errors=True)
+        shutil.rmtree(output / "_build" / "html", ignore_errors=True)
         said = done.stderr.strip() or done.stdout.strip()
         raise AnalysisError(f"the site has warnings, so it is not published:\n{said}")
 

@@ -36,8 +36,7 @@ MAY_IMPORT = {
     "runner": {"notebook", "declared", "freshness"},
     "pairs": {"runner"},
     "site": {"runner", "corpora"},
-    "coursework": {"runner", "pairs"},
-    "__main__": {"runner", "pairs", "site", "coursework", "corpora", "zoo"},
+    "__main__": {"runner", "pairs", "site", "corpora", "zoo"},
 }
 
 ROOMS = sorted(

@@ -97,10 +97,23 @@ def drop_duplicate_scripts(
     context["script_files"] = kept
 
 
+def mend_roles(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], tree: Any
+) -> None:
+    """Take out the roles docutils gives citations: one deprecated, one misused."""
+    if "citation-list" in context.get("body", ""):
+        context["body"] = (
+            context["body"]
+            .replace('<div role="list" class="citation-list"', '<div class="citation-list"')
+            .replace(' role="doc-biblioentry"', "")
+        )  # fmt: skip
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the hooks with Sphinx."""
     app.add_directive("chapter-cards", ChapterCards)
     app.connect("html-page-context", drop_duplicate_scripts, priority=900)
+    app.connect("html-page-context", mend_roles)
     app.connect("build-finished", copy_scripts)
     app.connect("build-finished", write_index, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
