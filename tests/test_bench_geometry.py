@@ -70,6 +70,7 @@ def naive_cosine(X, Y):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_thirteen_layers_are_a_hundred_times_faster_than_the_pair_loop():
     """One cell of each naive measure is timed and scaled to the loop's 13 × 13.
 

@@ -276,6 +276,21 @@ def test_standard_error_is_that_of_fresh_samples(by_unit):
     assert found[0].n_units == (15 if by_unit else 90)
 
 
+@pytest.mark.parametrize("n_paths", [100_000, 200])
+def test_parity_with_nnconvexity_where_it_is_right(n_paths):
+    """Labels 0 … C-1 and no duplicates; all pairs, and a sample of them."""
+    graph = pytest.importorskip("nnconvexity.graph")
+    X, labels = blobs(120, 3, 8)
+    found = graph_convexity(X, labels, 8)
+    np.random.seed(0)  # noqa: NPY002 - its sampler is the global one
+    mean, by_class = graph.compute_graph_convexity(X, labels, 8, n_paths)
+    sampled = n_paths < 1000
+    assert mean / 100 == pytest.approx(found.micro, abs=0.05 if sampled else 1e-4)
+    for label, value in by_class.items():
+        score = found.per_class.loc[label, "score"]
+        assert value / 100 == pytest.approx(score, abs=0.1 if sampled else 1e-4)
+
+
 # --- Euclidean ----------------------------------------------------------------------
 
 

@@ -547,3 +547,14 @@ def test_layers_of_other_clips_or_order_are_refused():
 def test_bad_input_is_one_clear_error(call, message):
     with pytest.raises(ValueError, match=message):
         call(*related())
+
+
+# --- against published code ---------------------------------------------------------
+
+
+def test_parity_with_repsim_where_it_is_right():
+    """Its gretton CKA; its "song" divides unbiased by biased estimates."""
+    repsim = pytest.importorskip("repsim")
+    layers = [*related(seed=1), *related(seed=2, width=(9, 20))]
+    theirs = repsim.cka(layers, kernel_type="linear", estimator="gretton")
+    np.testing.assert_allclose(sim.similarity_matrix(layers), theirs, atol=1e-10)
