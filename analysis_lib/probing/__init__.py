@@ -17,6 +17,12 @@ from analysis_lib.probing.results import (
     best_set,
     compare,
 )
+from analysis_lib.probing.sequence import (
+    attention_probe,
+    concatenation_probe,
+    mlp_probe,
+    weighted_sum_probe,
+)
 
 __all__ = [
     "Comparison",
@@ -26,12 +32,16 @@ __all__ = [
     "ProbeWarning",
     "RegressionResult",
     "Selectivity",
+    "attention_probe",
     "best_set",
     "compare",
+    "concatenation_probe",
     "group_folds",
     "linear_probe",
+    "mlp_probe",
     "online_code",
     "regression_probe",
     "sample_efficiency",
     "selectivity",
+    "weighted_sum_probe",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -103,8 +103,8 @@ def selectivity(
     counts = bootstrap_counts(group_codes, n_bootstrap, seed)
     accuracies, draws = [], []
     for task in tasks:
-        splits = replace(known, codes=task, classes=np.arange(task.max() + 1))
-        guess = cross_validate(ridge, splits)[0].argmax(axis=1)
+        result = cross_validate(ridge, task[None], int(task.max()) + 1)
+        guess = result.guesses[0]
         accuracies.append(balanced_accuracy(task, guess)[0])
         draws.append(balanced_accuracy(task, guess, counts))
     which = rng.integers(1, n_controls + 1, size=n_bootstrap)
@@ -220,9 +220,7 @@ def _code_length(
     """
     if len(np.unique(y[past])) < 2 or not np.ptp(X[past], axis=0).any():
         return float(len(coded) * np.log2(n_classes))
-    probabilities, _ = fit_and_score(
-        X[past], y[past], groups[past], n_classes, X[coded]
-    )
+    probabilities = fit_and_score(X[past], y[past], groups[past], n_classes, X[coded])
     doubt = n_classes / (len(past) + n_classes)
     right = probabilities[np.arange(len(coded)), y[coded]]
     return float(-np.log2((1 - doubt) * right + doubt / n_classes).sum())
@@ -285,7 +283,7 @@ def sample_efficiency(
             for fold in range(splits.n_splits):
                 test = splits.folds == fold
                 train = _draw_shots(codes, splits.groups, ~test, k, rng)
-                probabilities, _ = fit_and_score(
+                probabilities = fit_and_score(
                     features[train],
                     codes[train],
                     splits.groups[train],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,11 +16,9 @@ from sklearn.preprocessing import StandardScaler
 
 from analysis_lib.probing.folds import Splits, deal, given_folds, group_folds
 from analysis_lib.probing.results import ProbeResult, balanced_accuracy, score
-from analysis_lib.probing.ridge import PENALTIES, FoldedRidge
+from analysis_lib.probing.ridge import FIXED, PENALTIES, FoldedRidge
 from analysis_lib.stats import Floats, Ints, as_features, permute_labels
 
-# Where too few clips remain to choose.
-FIXED_PENALTY = 0.1
 LOGISTIC_PENALTIES = np.array([1000.0, 100.0, 10.0, 1.0, 0.1])
 
 
@@ -42,9 +40,9 @@ def linear_probe(
     Ridge: least squares onto class indicators, with equal priors, so that rare classes
     count like common ones (``ridge.FoldedRidge.discriminate`` has the rule). The
     penalty of each fold is chosen by cross-validation inside its training clips. The
-    null repeats everything on permuted labels at the penalties chosen for the real
-    ones. No feature is scaled by itself: the probe does not change under rotation,
-    shift, or one scale for all features.
+    null repeats everything on permuted labels, choice of penalty included. No feature
+    is scaled by itself: the probe does not change under rotation, shift, or one scale
+    for all features.
 
     Logistic: scikit-learn's multinomial regression on standardised features, classes
     weighted equally, penalty chosen on the same inner folds. It is refitted for each
@@ -95,12 +93,21 @@ def linear_probe(
     features = features[splits.clips]
     null = None
     permuted, scheme = permute_labels(splits.codes, splits.groups, n_permutations, seed)
+    n_classes = len(splits.classes)
     if method == "ridge":
         ridge = FoldedRidge(features, splits.folds)
-        scores, probabilities, penalties = cross_validate(ridge, splits)
+        labels = np.vstack([splits.codes, permuted])
+        batch = max(1, 2**24 // (len(features) * n_classes))
+        parts = [
+            cross_validate(ridge, part, n_classes)
+            for part in np.array_split(labels, -(-len(labels) // batch))
+        ]
+        scores = parts[0].scores
+        probabilities = probabilities_of(ridge, splits.codes, n_classes, parts[0])
+        penalties = ridge.absolute(parts[0].chosen[0])
         if n_permutations:
-            null = _ridge_null(ridge, permuted, penalties), scheme
-        penalties = ridge.absolute(penalties)
+            guesses = np.vstack([part.guesses for part in parts])
+            null = _accuracies(permuted, guesses[1:], n_classes), scheme
     elif method == "logistic":
         scores, penalties = _logistic(features, splits)
         probabilities = scores
@@ -114,7 +121,7 @@ def linear_probe(
         probabilities,
         penalties,
         f"{method} probe",
-        (features.shape[1] + 1) * len(splits.classes),
+        (features.shape[1] + 1) * n_classes,
         null,
         n_bootstrap,
         level,
@@ -122,62 +129,126 @@ def linear_probe(
     )
 
 
-def cross_validate(ridge: FoldedRidge, splits: Splits) -> tuple[Floats, Floats, Floats]:
-    """Held-out scores (n, C), probabilities (n, C) and relative penalties (K,)."""
-    y, folds = splits.codes, splits.folds
-    targets = ridge.targets(np.eye(len(splits.classes))[y])
-    n_folds = splits.n_splits
-    chosen, best = np.full(n_folds, FIXED_PENALTY), np.full(n_folds, -np.inf)
-    sharpness = np.ones(n_folds)
-    if n_folds > 2:  # with two folds, nothing is left to choose on
-        kept = np.empty((n_folds, len(y), len(splits.classes)))
-        for penalty in PENALTIES:  # ascending, so that ties take the stronger
-            inner = ridge.inner_predictions(ridge.discriminate, targets, penalty)
-            for fold in range(n_folds):
-                train = folds != fold
-                guess = inner[fold][train].argmax(axis=1)
-                merit = balanced_accuracy(y[train], guess)[0]
-                if merit >= best[fold]:
-                    best[fold], chosen[fold], kept[fold] = merit, penalty, inner[fold]
-        for fold in range(n_folds):
-            sharpness[fold] = _sharpness(kept[fold][folds != fold], y[folds != fold])
-    scores = ridge.outer_predictions(ridge.discriminate, targets, chosen)
-    return scores, softmax(scores * sharpness[folds][:, None], axis=1), chosen
+class CrossValidated(NamedTuple):
+    """Held-out results of ridge probes of one or many labellings of the same clips."""
+
+    guesses: Ints  # (P, n) class codes
+    chosen: Ints  # (P, K) index of the penalty of each fold
+    scores: Floats  # (n, C) of the first labelling
+
+
+def cross_validate(ridge: FoldedRidge, labels: Ints, n_classes: int) -> CrossValidated:
+    """Cross-validate a ridge probe of each row of ``labels`` (P, n).
+
+    Every labelling chooses its own penalty in each fold, on inner folds.
+    """
+    one_hot = (labels.T[:, :, None] == np.arange(n_classes)).astype(float)
+    targets = ridge.targets(one_hot.reshape(labels.shape[1], -1))
+    n_labellings, n_folds = len(labels), len(ridge.tests)
+    shape = (len(PENALTIES), n_folds, n_labellings, n_classes)
+    right, total = np.zeros(shape), np.zeros(shape[1:])
+    for f, g in ridge.inner_pairs():
+        training = ridge.without(f, g)
+        for outer, inner in ((f, g), (g, f)):
+            total[outer] += _per_class(labels[:, ridge.tests[inner]], n_classes)
+        for i, penalty in enumerate(PENALTIES):
+            both = training.discriminate(
+                targets, penalty, ridge.parts[f], ridge.parts[g]
+            )
+            for outer, inner, scores in ((g, f, both[0]), (f, g, both[1])):
+                truth = labels[:, ridge.tests[inner]]
+                hit = _guess(scores, n_classes) == truth
+                right[i, outer] += _per_class(truth, n_classes, hit)
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # two folds: nothing to choose by
+        accuracy = np.nanmean(right / total, axis=3).round(9)  # ties stay ties
+    # Of equal penalties, the strongest.
+    chosen = len(PENALTIES) - 1 - accuracy[::-1].argmax(axis=0).T
+    if n_folds == 2:
+        chosen[:] = FIXED
+
+    guesses, first = np.empty_like(labels), np.empty((labels.shape[1], n_classes))
+    for fold, test in enumerate(ridge.tests):
+        training = ridge.without(fold)
+        for i in np.unique(chosen[:, fold]):
+            which = np.flatnonzero(chosen[:, fold] == i)
+            columns = (which[:, None] * n_classes + np.arange(n_classes)).ravel()
+            scores = training.discriminate(
+                targets.columns(columns), PENALTIES[i], ridge.parts[fold]
+            )[0]
+            guesses[np.ix_(which, test)] = _guess(scores, n_classes)
+            if which[0] == 0:
+                first[test] = scores[:, :n_classes]
+    return CrossValidated(guesses, chosen, first)
+
+
+def probabilities_of(
+    ridge: FoldedRidge, y: Ints, n_classes: int, result: CrossValidated
+) -> Floats:
+    """Probabilities of the first labelling: softmax, its sharpness from inner folds."""
+    targets = ridge.targets(np.eye(n_classes)[y])
+    inner: list[list[tuple[Floats, Ints]]] = [[] for _ in ridge.tests]
+    for f, g in ridge.inner_pairs():
+        training = ridge.without(f, g)
+        for outer, fold in ((f, g), (g, f)):
+            penalty = PENALTIES[result.chosen[0, outer]]
+            scores = training.discriminate(targets, penalty, ridge.parts[fold])[0]
+            inner[outer].append((scores, y[ridge.tests[fold]]))
+    probabilities = np.empty_like(result.scores)
+    for test, seen in zip(ridge.tests, inner, strict=True):
+        sharpness = 1.0
+        if seen:
+            scores, truth = (np.concatenate(part) for part in zip(*seen, strict=True))
+            sharpness = _sharpness(scores, truth)
+        probabilities[test] = softmax(result.scores[test] * sharpness, axis=1)
+    return probabilities
 
 
 def fit_and_score(
     X: Floats, y: Ints, groups: Ints, n_classes: int, new: Floats, seed: int = 0
-) -> tuple[Floats, float]:
-    """Train on all of ``X``, choosing the penalty inside it; score ``new`` clips.
+) -> Floats:
+    """Train on all of ``X``, choosing the penalty inside it: probabilities of ``new``.
 
     For training sets of any size: classes may be missing or have a single clip.
-
-    Returns
-    -------
-    probabilities : (len(new), C) array
-    penalty : float
-        Relative, as in ``FoldedRidge``.
     """
     groups = np.unique(groups, return_inverse=True)[1]
-    n_folds = min(5, int(groups.max()) + 1)
+    n_folds = min(4, int(groups.max()) + 1)
     choose = n_folds > 1 and len(np.unique(y)) > 1
     folds = deal(y, groups, n_folds, seed) if choose else np.zeros_like(y)
     ridge = FoldedRidge(X, folds)
     targets = ridge.targets(np.eye(n_classes)[y])
-    best, chosen, kept = -np.inf, FIXED_PENALTY, None
-    for penalty in PENALTIES if choose else []:
-        try:
-            inner = np.empty((len(y), n_classes))
-            for fold, test in enumerate(ridge.tests):
-                inner[test] = ridge.discriminate(targets, penalty, [fold])[0]
-        except ValueError:  # too few clips remain to vary
-            break
-        merit = balanced_accuracy(y, inner.argmax(axis=1))[0]
-        if merit >= best:
-            best, chosen, kept = merit, float(penalty), inner
-    sharpness = 1.0 if kept is None else _sharpness(kept, y)
-    scores = ridge.discriminate_new(targets, chosen, new)
-    return softmax(scores * sharpness, axis=1), chosen
+    inner = np.empty((len(PENALTIES), len(y), n_classes))
+    try:
+        for fold, test in enumerate(ridge.tests if choose else []):
+            training = ridge.without(fold)
+            for i, penalty in enumerate(PENALTIES):
+                inner[i, test] = training.discriminate(
+                    targets, penalty, ridge.parts[fold]
+                )[0]
+    except ValueError:  # the few clips of a fold's training do not vary
+        choose = False
+    best, sharpness = FIXED, 1.0
+    if choose:
+        merits = [balanced_accuracy(y, s.argmax(axis=1))[0].round(9) for s in inner]
+        best = len(merits) - 1 - int(np.argmax(merits[::-1]))
+        sharpness = _sharpness(inner[best], y)
+    scores = ridge.without().discriminate(
+        targets, PENALTIES[best], ridge.coordinates(new)
+    )
+    return softmax(scores[0] * sharpness, axis=1)
+
+
+def _guess(scores: Floats, n_classes: int) -> Ints:
+    """Best class of each labelling and clip, from (n, P C) scores: (P, n)."""
+    return scores.reshape(len(scores), -1, n_classes).argmax(axis=2).T
+
+
+def _per_class(labels: Ints, n_classes: int, which: np.ndarray | None = None) -> Floats:
+    """Count clips of each labelling and class: (P, C)."""
+    cells = labels + n_classes * np.arange(len(labels))[:, None]
+    cells = cells.ravel() if which is None else cells[which]
+    counts = np.bincount(cells, minlength=len(labels) * n_classes)
+    return counts.reshape(-1, n_classes).astype(float)
 
 
 def _sharpness(scores: Floats, y: Ints) -> float:
@@ -195,31 +266,12 @@ def _sharpness(scores: Floats, y: Ints) -> float:
     return float(np.exp(minimize_scalar(surprise, bounds=(-7, 7), method="bounded").x))
 
 
-def _ridge_null(ridge: FoldedRidge, permuted: Ints, penalties: Floats) -> Floats:
-    """Balanced accuracy under each row of permuted labels, all at once."""
-    n_classes = int(permuted.max()) + 1
-    batch = max(1, 2**23 // (permuted.shape[1] * n_classes))
-    result = []
-    for labels in np.array_split(permuted, -(-len(permuted) // batch)):
-        one_hot = (labels.T[:, :, None] == np.arange(n_classes)).astype(float)
-        targets = ridge.targets(one_hot.reshape(len(one_hot), -1))
-        scores = ridge.outer_predictions(ridge.discriminate, targets, penalties)
-        predictions = scores.reshape(one_hot.shape).argmax(axis=2).T
-        result.append(_many_accuracies(labels, predictions, n_classes))
-    return np.concatenate(result)
-
-
-def _many_accuracies(y: Ints, predictions: Ints, n_classes: int) -> Floats:
-    """Balanced accuracy of each row, labels differing from row to row: (P,)."""
-    right = (y == predictions).astype(float)
-    recalls = []
-    for label in range(n_classes):
-        of_class = y == label
-        size = of_class.sum(axis=1)
-        recalls.append(
-            np.where(size, (right * of_class).sum(axis=1) / np.maximum(size, 1), np.nan)
-        )
-    return np.nanmean(recalls, axis=0)
+def _accuracies(labels: Ints, guesses: Ints, n_classes: int) -> Floats:
+    """Balanced accuracy of each labelling: (P,)."""
+    total = _per_class(labels, n_classes)
+    right = _per_class(labels, n_classes, guesses == labels)
+    with np.errstate(invalid="ignore"):
+        return np.nanmean(right / total, axis=1)
 
 
 def _pipeline(penalty: float = 1.0) -> Pipeline:

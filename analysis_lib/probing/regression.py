@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from analysis_lib.probing.folds import ProbeWarning, deal
-from analysis_lib.probing.linear import FIXED_PENALTY
 from analysis_lib.probing.results import Null
-from analysis_lib.probing.ridge import PENALTIES, FoldedRidge
+from analysis_lib.probing.ridge import FIXED, PENALTIES, FoldedRidge
 from analysis_lib.stats import (
     Floats,
     Interval,
@@ -142,26 +141,21 @@ def regression_probe(
 
     folds = deal(np.zeros(len(clips), dtype=np.int64), group_codes, n_splits, seed)
     ridge = FoldedRidge(features, folds)
-    predictions, penalties = _cross_validate(ridge, values, folds)
-    baseline = _training_means(values[None], folds)[0]
-    errors, totals = (values - predictions) ** 2, (values - baseline) ** 2
-    r2 = float(1 - errors.sum() / totals.sum())
+    _, codes = np.unique(values, return_inverse=True)
+    drawn, scheme = permute_labels(codes, group_codes, n_permutations, seed)
+    rows = np.vstack([values, np.unique(values)[drawn]])
+    fitted, chosen = _cross_validate(ridge, rows)
+    errors = (rows - fitted) ** 2
+    totals = (rows - _training_means(rows, folds)) ** 2
+    r2 = 1 - errors.sum(axis=1) / totals.sum(axis=1)
     counts = bootstrap_counts(group_codes, n_bootstrap, seed)
-    draws = 1 - (counts @ errors) / np.maximum(counts @ totals, 1e-300)
+    draws = 1 - (counts @ errors[0]) / np.maximum(counts @ totals[0], 1e-300)
     null = None
     if n_permutations:
-        _, codes = np.unique(values, return_inverse=True)
-        drawn, scheme = permute_labels(codes, group_codes, n_permutations, seed)
-        permuted = np.unique(values)[drawn]
-        fitted = ridge.outer_predictions(
-            ridge.predict, ridge.targets(permuted.T), penalties
-        ).T
-        spread = (permuted - _training_means(permuted, folds)) ** 2
-        null_r2 = 1 - ((permuted - fitted) ** 2).sum(axis=1) / spread.sum(axis=1)
-        p = float(permutation_p(r2, null_r2))
-        null = Null(null_r2, percentile_interval(null_r2), p, scheme)
+        p = float(permutation_p(r2[0], r2[1:]))
+        null = Null(r2[1:], percentile_interval(r2[1:]), p, scheme)
     return RegressionResult(
-        r2=r2,
+        r2=float(r2[0]),
         interval=percentile_interval(draws, level),
         standard_error=float(draws.std(ddof=1)),
         chance=0.0,
@@ -170,26 +164,35 @@ def regression_probe(
         target=values,
         groups=group_codes,
         folds=folds,
-        predictions=predictions,
-        penalties=ridge.absolute(penalties),
+        predictions=fitted[0],
+        penalties=ridge.absolute(chosen[0]),
         notes=tuple(notes),
     )
 
 
-def _cross_validate(
-    ridge: FoldedRidge, values: Floats, folds: Ints
-) -> tuple[Floats, Floats]:
-    targets = ridge.targets(values[:, None])
-    n_folds = len(ridge.tests)
-    chosen, best = np.full(n_folds, FIXED_PENALTY), np.full(n_folds, np.inf)
-    for penalty in PENALTIES if n_folds > 2 else []:
-        inner = ridge.inner_predictions(ridge.predict, targets, penalty)[:, :, 0]
-        for fold in range(n_folds):
-            train = folds != fold
-            error = float(((inner[fold, train] - values[train]) ** 2).sum())
-            if error <= best[fold]:
-                best[fold], chosen[fold] = error, penalty
-    return ridge.outer_predictions(ridge.predict, targets, chosen)[:, 0], chosen
+def _cross_validate(ridge: FoldedRidge, rows: Floats) -> tuple[Floats, Ints]:
+    """Held-out predictions of each row of targets (P, n), and each fold's penalty."""
+    targets, n_folds = ridge.targets(rows.T), len(ridge.tests)
+    errors = np.zeros((len(PENALTIES), n_folds, len(rows)))
+    for f, g in ridge.inner_pairs():
+        training = ridge.without(f, g)
+        for i, penalty in enumerate(PENALTIES):
+            of_f, of_g = training.predict(
+                targets, penalty, ridge.parts[f], ridge.parts[g]
+            )
+            errors[i, g] += ((of_f.T - rows[:, ridge.tests[f]]) ** 2).sum(axis=1)
+            errors[i, f] += ((of_g.T - rows[:, ridge.tests[g]]) ** 2).sum(axis=1)
+    chosen = errors.argmin(axis=0).T if n_folds > 2 else np.full((len(rows), 2), FIXED)
+    fitted = np.empty_like(rows)
+    for fold, test in enumerate(ridge.tests):
+        training = ridge.without(fold)
+        for i in np.unique(chosen[:, fold]):
+            which = np.flatnonzero(chosen[:, fold] == i)
+            part = training.predict(
+                targets.columns(which), PENALTIES[i], ridge.parts[fold]
+            )[0]
+            fitted[np.ix_(which, test)] = part.T
+    return fitted, chosen
 
 
 def _training_means(values: Floats, folds: Ints) -> Floats:

@@ -18,7 +18,7 @@ regression does not notice.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +27,9 @@ from scipy.linalg import cho_factor, cho_solve
 from analysis_lib.stats import Floats, Ints
 
 # Penalties in units of the mean variance of a training feature: free of scale.
-PENALTIES = np.logspace(-6, 2, 9)
+PENALTIES = np.logspace(-5, 1, 7)
+# Index of the penalty used where too few clips remain to choose.
+FIXED = 4
 
 
 class Targets(NamedTuple):
@@ -36,8 +38,75 @@ class Targets(NamedTuple):
     products: Floats  # (K, r, M): Z'Y
     sums: Floats  # (K, M)
 
+    def columns(self, which: np.ndarray) -> Targets:
+        """Keep some of the M targets."""
+        return Targets(self.products[:, :, which], self.sums[:, which])
 
-Solve = Callable[[Targets, float, list[int]], list[Floats]]
+
+@dataclass(frozen=True)
+class Training:
+    """The clips that remain when folds are left out, as sums.
+
+    Attributes
+    ----------
+    gram : (r, r) array
+        Centred squares and products of features.
+    mean : (r,) array
+    n : int
+        Number of clips.
+    folds : list of int
+        The folds that remain.
+    """
+
+    gram: Floats
+    mean: Floats
+    n: int
+    folds: list[int]
+
+    @property
+    def unit(self) -> float:
+        """Mean over features of their sum of squares: one penalty unit."""
+        return float(np.trace(self.gram)) / len(self.gram)
+
+    def predict(self, targets: Targets, penalty: float, *parts: Floats) -> list[Floats]:
+        """Predict targets of each part (n, r) of new clips: list of (n, M)."""
+        beta, target_mean, _ = self._solve(targets, penalty)
+        return [target_mean + (part - self.mean) @ beta for part in parts]
+
+    def discriminate(
+        self, targets: Targets, penalty: float, *parts: Floats
+    ) -> list[Floats]:
+        """Score new clips on every class, where targets are class indicators.
+
+        The score of class c is (fit_c - own_c / 2) / share_c: the fitted indicator,
+        less half its mean over the class's own training clips, over the class's share.
+        The largest wins. That is the nearest class mean in the metric of the penalised
+        covariance, so a rare class is recognised like a common one; with two classes it
+        is exactly regularised linear discriminant analysis with equal priors. A class
+        that was not trained scores -inf.
+        """
+        beta, share, products = self._solve(targets, penalty)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            own = share + np.einsum("rm,rm->m", products, beta) / (self.n * share)
+            offset = np.where(share > 0, (share - own / 2) / share, -np.inf)
+            beta *= np.where(share > 0, 1 / share, 0)
+        offset -= self.mean @ beta
+        return [part @ beta + offset for part in parts]
+
+    def _solve(self, targets: Targets, penalty: float) -> tuple[Floats, Floats, Floats]:
+        """Coefficients, mean targets and centred products."""
+        unit = self.unit
+        if unit <= 1e-13:
+            raise ValueError("X is constant over the training clips of a fold.")
+        gram = self.gram.copy()
+        gram.flat[:: len(gram) + 1] += penalty * unit
+        factor = cho_factor(gram, lower=True, overwrite_a=True, check_finite=False)
+        target_mean = targets.sums[self.folds].sum(axis=0) / self.n
+        products = -np.outer(self.n * self.mean, target_mean)
+        for fold in self.folds:
+            products += targets.products[fold]
+        beta = cho_solve(factor, products, check_finite=False)
+        return beta, target_mean, products
 
 
 class FoldedRidge:
@@ -45,10 +114,10 @@ class FoldedRidge:
 
     Attributes
     ----------
-    Z : (N, r) array
-        Features in units of their root mean square, or their coordinates where D > N.
     tests : list of int arrays
         The clips of each fold.
+    parts : list of (n_fold, r) arrays
+        Their features in units of the root mean square, or coordinates where D > N.
     """
 
     def __init__(self, X: Floats, folds: Ints) -> None:
@@ -65,135 +134,46 @@ class FoldedRidge:
             keep = values > values[-1] * 1e-14
             self._basis = Z.T @ (vectors[:, keep] / np.sqrt(values[keep]))
             Z = vectors[:, keep] * np.sqrt(values[keep])
-        self.Z = Z
         self.tests = [np.flatnonzero(folds == fold) for fold in range(folds.max() + 1)]
-        self._sizes = np.array([len(test) for test in self.tests])
-        self._grams = np.stack([Z[test].T @ Z[test] for test in self.tests])
-        self._sums = np.stack([Z[test].sum(axis=0) for test in self.tests])
-
-    def discriminate_new(self, targets: Targets, penalty: float, X: Floats) -> Floats:
-        """Score clips that lie in no fold, from all folds: see :meth:`discriminate`."""
-        Z = (X - self._mean) / self._unit
-        if self._basis is not None:
-            Z = Z @ self._basis
-        return self._class_scores(targets, penalty, [], [Z])[0]
+        self.parts = [Z[test] for test in self.tests]
+        self._grams = [part.T @ part for part in self.parts]
+        self._sums = [part.sum(axis=0) for part in self.parts]
+        self._gram, self._sum = sum(self._grams), sum(self._sums)
 
     def targets(self, Y: Floats) -> Targets:
         """Sum (N, M) targets fold by fold."""
+        Y_parts = [Y[test] for test in self.tests]
         return Targets(
-            np.stack([self.Z[test].T @ Y[test] for test in self.tests]),
-            np.stack([Y[test].sum(axis=0) for test in self.tests]),
+            np.stack([p.T @ t for p, t in zip(self.parts, Y_parts, strict=True)]),
+            np.stack([part.sum(axis=0) for part in Y_parts]),
         )
 
-    def predict(self, targets: Targets, penalty: float, out: list[int]) -> list[Floats]:
-        """Predict each fold in ``out`` by a regression that saw none of them.
+    def without(self, *out: int) -> Training:
+        """Training set of all folds but those in ``out``."""
+        folds = [fold for fold in range(len(self.parts)) if fold not in out]
+        n = sum(len(self.parts[fold]) for fold in folds)
+        mean = (self._sum - sum(self._sums[fold] for fold in out)) / n
+        gram = np.outer(-n * mean, mean)
+        gram += self._gram
+        for fold in out:
+            gram -= self._grams[fold]
+        return Training(gram, mean, n, folds)
 
-        Parameters
-        ----------
-        targets : Targets
-        penalty : float
-            In units of the mean variance of a training feature.
-        out : list of int
-            Folds left out of training.
+    def coordinates(self, X: Floats) -> Floats:
+        """Express clips that lie in no fold like ``parts``."""
+        Z = (X - self._mean) / self._unit
+        return Z if self._basis is None else Z @ self._basis
 
-        Returns
-        -------
-        list of (n_fold, M) arrays
+    def inner_pairs(self) -> list[tuple[int, int]]:
+        """Folds to leave out together, so that each fold has two to choose by.
+
+        Fold f chooses its penalty on folds f - 1 and f + 1, each predicted without
+        itself and f. One factor serves both folds of a pair. None with two folds.
         """
-        beta, mean, target_mean, _ = self._fit(targets, penalty, out)
-        return [target_mean + (self.Z[self.tests[f]] - mean) @ beta for f in out]
+        n = len(self.parts)
+        return [(fold, (fold + 1) % n) for fold in range(n)] if n > 2 else []
 
-    def discriminate(
-        self, targets: Targets, penalty: float, out: list[int]
-    ) -> list[Floats]:
-        """Score each fold in ``out`` on every class, where targets are indicators.
-
-        The score of class c is (fit_c - own_c / 2) / share_c: the fitted indicator,
-        less half its mean over the class's own training clips, over the class's share.
-        The largest wins. That is the nearest class mean in the metric of the penalised
-        covariance, so a rare class is recognised like a common one; with two classes it
-        is exactly regularised linear discriminant analysis with equal priors. A class
-        that was not trained scores -inf.
-        """
-        left_out = [self.Z[self.tests[fold]] for fold in out]
-        return self._class_scores(targets, penalty, out, left_out)
-
-    def inner_predictions(
-        self, solve: Solve, targets: Targets, penalty: float
-    ) -> Floats:
-        """Predict each fold g without folds f and g, for every f: (K, N, M).
-
-        Row f is the inner cross-validation of outer fold f (NaN on fold f itself). One
-        factor serves the pairs (f, g) and (g, f). ``solve`` is ``predict`` or
-        ``discriminate``.
-        """
-        n_folds = len(self.tests)
-        result = np.full((n_folds, len(self.Z), targets.sums.shape[1]), np.nan)
-        for f in range(n_folds):
-            for g in range(f):
-                of_f, of_g = solve(targets, penalty, [f, g])
-                result[f, self.tests[g]] = of_g
-                result[g, self.tests[f]] = of_f
-        return result
-
-    def outer_predictions(
-        self, solve: Solve, targets: Targets, penalties: Floats
-    ) -> Floats:
-        """Predict every fold from the others, at that fold's penalty: (N, M)."""
-        result = np.empty((len(self.Z), targets.sums.shape[1]))
-        for fold, test in enumerate(self.tests):
-            result[test] = solve(targets, penalties[fold], [fold])[0]
-        return result
-
-    def absolute(self, penalties: Floats) -> Floats:
+    def absolute(self, chosen: Ints) -> Floats:
         """Penalty of each fold in the units of scikit-learn's ``Ridge(alpha)`` on X."""
-        scales = [self._factor([f], 1.0)[2] for f in range(len(self.tests))]
-        return penalties * np.array(scales) * self._unit**2
-
-    def _class_scores(
-        self, targets: Targets, penalty: float, out: list[int], parts: list[Floats]
-    ) -> list[Floats]:
-        beta, mean, share, products = self._fit(targets, penalty, out)
-        n = self._sizes.sum() - self._sizes[out].sum()
-        with np.errstate(divide="ignore", invalid="ignore"):
-            own = share + np.einsum("rm,rm->m", products, beta) / (n * share)
-            offset = np.where(share > 0, (share - own / 2) / share, -np.inf)
-            beta = np.where(share > 0, beta / share, 0)
-        return [offset + (part - mean) @ beta for part in parts]
-
-    def _fit(
-        self, targets: Targets, penalty: float, out: list[int]
-    ) -> tuple[Floats, Floats, Floats, Floats]:
-        """Coefficients, mean features, mean targets, centred products of training."""
-        factor, mean, _ = self._factor(out, penalty)
-        rest = self._rest(out)
-        n = self._sizes[rest].sum()
-        target_mean = targets.sums[rest].sum(axis=0) / n
-        products = targets.products[rest].sum(axis=0) - n * np.outer(mean, target_mean)
-        return (
-            cho_solve(factor, products, check_finite=False),
-            mean,
-            target_mean,
-            products,
-        )
-
-    def _factor(
-        self, out: list[int], penalty: float
-    ) -> tuple[tuple[Floats, bool], Floats, float]:
-        """Cholesky factor of the training Gram matrix, mean features, penalty unit."""
-        rest = self._rest(out)
-        n = self._sizes[rest].sum()
-        mean = self._sums[rest].sum(axis=0) / n
-        gram = self._grams[rest].sum(axis=0) - n * np.outer(mean, mean)
-        scale = float(np.trace(gram)) / len(gram)
-        if scale <= 1e-13:
-            raise ValueError("X is constant over the training clips of a fold.")
-        gram.flat[:: len(gram) + 1] += penalty * scale
-        return (
-            cho_factor(gram, lower=True, overwrite_a=True, check_finite=False),
-            mean,
-            scale,
-        )
-
-    def _rest(self, out: list[int]) -> list[int]:
-        return [fold for fold in range(len(self.tests)) if fold not in out]
+        units = np.array([self.without(fold).unit for fold in range(len(self.parts))])
+        return PENALTIES[chosen] * units * self._unit**2
