@@ -161,8 +161,8 @@ class VectorQuantizedPSI(nn.Module):
     adapter_reduce_dim : bool
         Whether the maps are quantized at half their resolution.
     decoder : {"published", "light", "tokens"}
-        The published decoder for convolutional classifiers; a light one, of the same
-        output size at about a third of the cost; or the published one for square maps
+        The published decoder for convolutional classifiers; a light one of the same
+        output size, which narrows as it widens; or the published one for square maps
         of transformer and FocalNet tokens (14 × 14 to 431 × 513).
     quantize : bool
         False leaves quantization out: the ablation.
@@ -319,7 +319,7 @@ def _tokens(dim: int) -> nn.Sequential:
 
 
 def _light(dim: int) -> nn.Sequential:
-    # The published decoder spends 70 % of its time in two layers of full width at
+    # The published decoder spends most of its work in two layers of full width at
     # (nearly) full resolution; this one narrows as it widens.
     widths = [dim, dim, dim // 2, dim // 2, 16]
     layers: list[nn.Module] = []
