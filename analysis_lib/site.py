@@ -138,7 +138,7 @@ def _sphinx(root: Path, contents: Path, output: Path, *strictness: str) -> None:
 
 def _site_key(root: Path, chapters: list[str]) -> str:
     """Hash what the site is made of, and what makes it."""
-    places = ["_config.yml", "_toc.yml", "references.bib", "constraints.txt", "book"]
+    places = ["_config.yml", "_toc.yml", "constraints.txt", "book"]
     files = [
         file
         for place in (root / name for name in places)

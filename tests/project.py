@@ -43,7 +43,7 @@ print(seed, names, rate, wide, limit)
 
 def make_project(folder: Path, **notebooks: str) -> Path:
     """Copy the book's settings and pages; write each notebook's script."""
-    for name in ("_config.yml", "references.bib", "constraints.txt", "jupytext.toml"):
+    for name in ("_config.yml", "constraints.txt", "jupytext.toml"):
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(
         ROOT / "book", folder / "book", ignore=shutil.ignore_patterns("__pycache__")
