@@ -10,7 +10,7 @@ from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from analysis_lib.base import AnalysisError
-from analysis_lib.sae import SparseAutoencoder
+from analysis_lib.sae import SparseAutoencoder, train_sae
 from analysis_lib.sae.association import (
     lag_labels,
     phone_units,
@@ -313,3 +313,52 @@ def test_one_latent_probe_beats_its_baselines_where_it_should(speech):
     assert score["codes", "a", 1] < 0.7
     with pytest.raises(AnalysisError, match="'short' has 3 rows, not"):
         sparse_probe({"short": np.zeros((3, 2))}, y, clip < 40)
+
+
+def test_planted_atoms_with_known_onsets_are_recovered_end_to_end():
+    """Frames to dictionary to phones to latency, where every answer is known."""
+    rng = np.random.default_rng(0)
+    hop, length, n_clips, names = 0.04, 40, 120, list("abcdef")
+    atoms = rng.standard_normal((20, 24))
+    atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
+    frames, rows = [], []
+    times = 0.01 + hop * np.arange(length)
+    for clip in range(n_clips):
+        # Background atoms 6 … 19 come and go; atoms 0 … 5 are the phones.
+        x = 0.02 * rng.standard_normal((length, 24))
+        x += (2 * (rng.random((length, 14)) < 0.08)) @ atoms[6:]
+        start = 0.1
+        while start < 1.3:
+            end = start + rng.uniform(0.12, 0.3)
+            phone = int(rng.integers(6))
+            late = (times >= start + 0.08) & (times < end + 0.08)  # two frames late
+            x[late] += (2 + rng.random((late.sum(), 1))) * atoms[phone]
+            rows.append((clip, names[phone], start, end))
+            start = end + rng.uniform(0, 0.1)
+        frames.append(x)
+    segments = pd.DataFrame(rows, columns=["clip", "label", "start", "end"])
+    frames = np.concatenate(frames).astype(np.float32)
+    clip_index, time = np.repeat(np.arange(n_clips), length), np.tile(times, n_clips)
+    labels = np.full(len(frames), "", dtype="<U1")
+    for clip, label, start, end in rows:
+        labels[(clip_index == clip) & (time >= start) & (time < end)] = label
+    train = clip_index < 80
+    sae = train_sae(frames[train], n_latents=32, k=3, seed=0, n_samples=60_000)
+    cosine = atoms[:6] @ sae.W_dec.numpy().T
+    assert cosine.max(1).mean() > 0.95
+    assert cosine.max(1).min() > 0.85
+    codes = sae.codes(frames)
+    found = phone_units(codes, labels, clip_index, train, n_permutations=39).best
+    assert (found["unit"].to_numpy() == cosine.argmax(1)).all()
+    assert (found["lag"] == 2).all()
+    assert found["auroc"].min() > 0.95
+    assert found["p"].max() <= 0.05
+    for phone, row in found.iloc[:2].iterrows():
+        response = onset_response(
+            codes, row["unit"], clip_index, time, segments, phone, hop=hop, n_draws=50
+        )
+        before = response.mean[response.lags < 0.05].mean()
+        after = response.mean[(response.lags > 0.07) & (response.lags < 0.15)].mean()
+        assert after > 4 * before
+        assert 0.08 <= response.latency <= 0.25
+        assert response.sustain > 0.8
