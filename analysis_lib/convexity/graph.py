@@ -346,17 +346,17 @@ def _score(
     macro, level = float(np.nanmean(score)), float(np.nanmean(chance))
     near = apart[found.indices] != apart[:, None]
     alike = near & (codes[found.indices] == codes[:, None])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        homophily = (codes[edges.row] == codes[edges.col])[between].mean()
-        purity = np.nanmean(alike.sum(axis=1) / near.sum(axis=1))
+    inside = (codes[edges.row] == codes[edges.col])[between]
+    met = near.any(axis=1)  # clips with a neighbour that counts
+    purity = alike[met].sum(axis=1) / near[met].sum(axis=1)
     return GraphConvexity(
         macro=macro,
         micro=float(total.sum() / counted.sum()),
         chance=level,
         normalized=(macro - level) / (1 - level) if level < 1 else float("nan"),
         reach=float(reached.sum() / pairs.sum()),
-        homophily=float(homophily),
-        purity=float(purity),
+        homophily=float(inside.mean()) if inside.size else float("nan"),
+        purity=float(purity.mean()) if purity.size else float("nan"),
         same_class=float(pairs.sum() / all_pairs),
         per_class=pd.DataFrame(
             {
