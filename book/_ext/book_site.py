@@ -104,7 +104,7 @@ def mend_roles(
     if "citation-list" in context.get("body", ""):
         context["body"] = (
             context["body"]
-            .replace('<div role="list" class="citation-list"', '<div class="citation-list"')
+            .replace('role="list" class="citation-list"', 'class="citation-list"')
             .replace(' role="doc-biblioentry"', "")
         )  # fmt: skip
 
