@@ -166,8 +166,8 @@ name, i = next(iter(firsts.items()))
 figures.show(
     spectrogram(clips.audio(i, rate), rate),
     alt=f"Mel spectrogram of one clip of the class {name}, in decibels below its peak.",
-    caption=f"The first of them ({name.replace('_', ' ')}) as the encoder's front end "
-    "sees it: power over time and mel frequency.",
+    caption=f"The first of them ({name.replace('_', ' ')}) as a mel spectrogram, the "
+    "kind of picture that the encoder is given.",
 )
 
 # %% [markdown]
@@ -183,13 +183,15 @@ tree = extract(model, clips, granularities=grains)
 labels, groups = clips.labels, clips.groups
 
 # %% tags=["hide-input"]
-rows = [
-    {"tap": path, "axes": " × ".join(map(str, node["features"].dims)),
-     "shape": " × ".join(map(str, node["features"].shape))}
-    for path in sorted(tree.groups)
-    if "features" in (node := tree[path])
-]  # fmt: skip
-pd.DataFrame(rows).style.hide(axis="index")
+nodes = [tree[path] for path in sorted(tree.groups) if "features" in tree[path]]
+shapes = pd.DataFrame(
+    {
+        "node": [node.path for node in nodes],
+        "axes": [" × ".join(node["features"].dims) for node in nodes],
+        "shape": [" × ".join(map(str, node["features"].shape)) for node in nodes],
+    }
+)
+shapes.set_index("node")
 
 # %% [markdown]
 # ## Fisher's ratio, and what it is on noise
@@ -228,7 +230,7 @@ null, permuted = fisher_null(labels), test.attrs["permuted"]
 # all heads beats it (max-T, {cite:t}`westfall1993resampling`); it needs no assumption
 # about how the heads depend on each other.
 
-# %% tags=["hide-input"]
+# %%
 taps = model.taps.set_index("name")
 test = test.join(taps[["layer", "block", "head"]])
 passed = int((test["p_familywise"] < 0.05).sum())
@@ -271,7 +273,7 @@ test["probe"] = [
     linear_probe(vectors(tree, name), labels, groups, n_permutations=0).accuracy
     for name in heads
 ]
-chance = 1 / len(clips.classes)
+chance, null_F = 1 / len(clips.classes), float(test["null"].mean()) / null
 
 # %% tags=["hide-input"]
 mean_F = test.groupby(["layer", "block"])["F"].mean()
@@ -281,8 +283,8 @@ figures.show(
     f"over heads runs from {mean_F.iloc[0]:.1f} in the first block to "
     f"{mean_F.iloc[-1]:.1f} in the last; the highest is {test['F'].max():.1f} at "
     f"{best_head}.",
-    caption="F of every head (about 1 on noise). Hover for name, η², family-wise p and "
-    "probe accuracy.",
+    caption=f"F of every head; with permuted labels it is {null_F:.1f} on average. "
+    "Hover for name, η², family-wise p and probe accuracy.",
 )
 
 # %% [markdown]
@@ -371,25 +373,26 @@ say(
     f"The best block is **{finest}** ({trained['block'][finest].accuracy:.2f}); "
     f"within one standard error of it lie {', '.join(tied)}. At {finest} the trained "
     f"network is **{verdict}** its random twin: difference {gain.difference:+.2f} "
-    f"[{gain.interval.low:+.2f}, {gain.interval.high:+.2f}], p = {gain.p:.3f}."
+    f"[{gain.interval.low:+.2f}, {gain.interval.high:+.2f}], p ≤ {gain.p:.4f}."
 )
 
-# %% tags=["hide-input"]
-stage_names = [
-    name for grain in ("layer_premerge", "layer") for name in tap_names(tree, grain)
-]
-stage_rows = []
-for stage_name in sorted(stage_names):
-    X, Z = vectors(tree, stage_name), vectors(twin_tree, stage_name)
-    result = linear_probe(X, labels, groups, n_permutations=0)
-    control = linear_probe(Z, labels, groups, n_permutations=0)
-    stage_rows.append(
-        {"tap": stage_name, "width": X.shape[1], "Fisher": fisher_score(X, labels),
-         "Fisher, random weights": fisher_score(Z, labels), "probe": result.accuracy,
-         "low": result.interval.low, "high": result.interval.high,
-         "probe, random weights": control.accuracy}
-    )  # fmt: skip
-pd.DataFrame(stage_rows).style.format(precision=3).hide(axis="index")
+# %% [markdown]
+# And Fisher's ratio of every block and stage, tested as one family, beside its value
+# with random weights.
+
+# %%
+coarse = [name for grain in grains[1:] for name in tap_names(tree, grain)]
+table = fisher_test(
+    [vectors(tree, name) for name in coarse],
+    labels,
+    groups,
+    names=coarse,
+    n_permutations=settings.permutations,
+    seed=settings.seed,
+)
+table["random"] = fisher_scores([vectors(twin_tree, n) for n in coarse], labels)
+columns = ["n_features", "fisher", "null", "random", "F", "eta2", "p_familywise"]
+table[columns].round(3)
 
 # %% [markdown]
 # ## Does the score agree with a probe?
@@ -400,16 +403,16 @@ pd.DataFrame(stage_rows).style.format(precision=3).hide(axis="index")
 # %% tags=["hide-input"]
 agreement, agreement_p = spearmanr(test["fisher"], test["probe"])
 figures.show(
-    draw.score_against_probe(test, chance),
+    draw.score_against_probe(test, chance, null_F),
     alt=f"Scatter of probe accuracy over F for {len(heads)} heads, coloured by stage; "
     f"rank correlation {agreement:.2f}.",
-    caption="Each point is a head. Dashed: chance for the probe, noise for F.",
+    caption="Each point is a head. Dashed: where the labels mean nothing.",
 )
 glue(agreement=float(agreement))
 
 # %% [markdown]
-# The rank correlation is {glue:text}`agreement:.2f`. Where the two disagree, classes
-# differ along a direction that no single feature has.
+# The rank correlation is {glue:text}`agreement:.2f`. A head may please the probe and
+# not the ratio when its classes differ along a direction that no single feature has.
 
 # %% [markdown]
 # ## How many different heads are there?
@@ -449,23 +452,22 @@ twin_heads = [vectors(twin_tree, name) for name in heads]
 test["fisher_random"] = fisher_scores(twin_heads, labels)
 
 # %%
-per_ratio = 1 / null  # F of a ratio of 1
-test["F_random"] = test["fisher_random"] * per_ratio
-long = test.melt("layer", ["F", "F_random"], "weights", "score")
-long = long.replace({"F": "trained", "F_random": "random"}).rename(
-    columns={"score": "F"}
+both = {"trained": test["F"], "random": test["fisher_random"] / null}
+long = pd.concat(
+    [test[["layer"]].assign(weights=kind, F=values) for kind, values in both.items()]
 )
 medians = long.groupby(["weights", "layer"])["F"].median()
 
 # %% tags=["hide-input"]
 figures.show(
-    draw.trained_against_random(long),
+    draw.trained_against_random(long, null_F),
     alt="Box plots of F by stage, trained against random weights. Medians trained: "
     + ", ".join(f"{value:.1f}" for value in medians["trained"])
     + "; random: "
     + ", ".join(f"{value:.1f}" for value in medians["random"])
     + ".",
-    caption="Heads of the trained encoder and of its random twin. Dashed: noise.",
+    caption="Heads of the trained encoder and of its random twin. Dashed: the mean "
+    "with permuted labels.",
 )
 above = float((test["fisher"] > test["fisher_random"]).mean())
 glue(share_above_random=above, deep_ratio=float(
@@ -474,7 +476,7 @@ glue(share_above_random=above, deep_ratio=float(
 # %% [markdown]
 # Of the trained heads, {glue:text}`share_above_random:.0%` score higher than the same
 # head with random weights. In the last stage the median F is
-# {glue:text}`deep_ratio:.1f} times that of the random twin.
+# {glue:text}`deep_ratio:.1f` times that of the random twin.
 
 # %% [markdown]
 # ## Does the score predict what happens without the head?
@@ -519,6 +521,9 @@ def pooled(prepared, removed=()):
     return np.concatenate([output.float().numpy() for output in outputs])
 
 
+# %% [markdown]
+# The read-out is a logistic regression, fitted once with all heads in place.
+
 # %%
 read_out = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
 read_out.fit(pooled(batches(fit)), labels[fit])
@@ -538,27 +543,26 @@ def choose(share, order):
     """From each block take this share of its heads, first by ``order``."""
     chosen = []
     for _, block in test.groupby(["layer", "block"]):
-        names = sorted(block.index, key=order)
+        names = sorted(block.index, key=order.get)
         chosen += names[: round(share * len(names))]
     return chosen
 
 
 rng = np.random.default_rng(settings.seed)
-outcomes = [
-    {"share": 0.0, "heads": "none", "accuracy": (base := damage())[0], "loss": base[1]}
-]
+orders = [("worst", score), ("best", {name: -value for name, value in score.items()})]
+for _ in range(settings.random_draws):
+    draws = rng.random(len(heads))
+    orders.append(("random", dict(zip(heads, draws, strict=True))))
+
+# %% [markdown]
+# Now the network hears the held-out clips once for every choice.
+
+# %%
+outcomes = [("none", 0.0, *damage())]
 for share in (0.25, 0.5, 0.75):
-    plans = [("best", {k: -v for k, v in score.items()}), ("worst", score)]
-    plans += [
-        ("random", dict(zip(heads, rng.random(len(heads)), strict=True)))
-        for _ in range(settings.random_draws)
-    ]
-    for kind, order in plans:
-        accuracy, loss = damage(choose(share, order.get))
-        outcomes.append(
-            {"share": share, "heads": kind, "accuracy": accuracy, "loss": loss}
-        )
-outcomes = pd.DataFrame(outcomes)
+    for kind, order in orders:
+        outcomes.append((kind, share, *damage(choose(share, order))))
+outcomes = pd.DataFrame(outcomes, columns=["heads", "share", "accuracy", "loss"])
 
 # %% tags=["hide-input"]
 start = outcomes[outcomes["heads"] == "none"].iloc[0]

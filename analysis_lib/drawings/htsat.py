@@ -103,17 +103,26 @@ def head_map(table: pd.DataFrame) -> go.Figure:
     return go.Figure(heat, layout)
 
 
-def score_against_probe(table: pd.DataFrame, chance: float) -> Figure:
-    """Scatter of probe accuracy over F, a point a head, coloured by stage."""
+def score_against_probe(table: pd.DataFrame, chance: float, null: float) -> Figure:
+    """Scatter of probe accuracy over F, a point a head, coloured by stage.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns ``F``, ``probe`` and ``layer``.
+    chance, null
+        Accuracy and F where the labels mean nothing.
+    """
     figure, axes = plt.subplots(figsize=(6.4, 3.8))
     sns.scatterplot(
         table, x="F", y="probe", hue="layer", palette="viridis", s=28, ax=axes
     )
     axes.axhline(chance, color=MUTED, ls="--", lw=1.2)
-    axes.axvline(1, color=MUTED, ls="--", lw=1.2)
-    axes.set(xlabel="F of the head (noise: about 1)")
-    axes.set(ylabel="balanced accuracy of its probe")
-    sns.move_legend(axes, "lower right", title="stage")
+    axes.axvline(null, color=MUTED, ls="--", lw=1.2)
+    axes.set(xlabel="F of the head", ylabel="balanced accuracy of its probe")
+    sns.move_legend(
+        axes, "upper left", bbox_to_anchor=(1, 1), title="stage", title_fontsize=9
+    )
     return figure
 
 
@@ -126,20 +135,23 @@ def overlap_map(overlap: ArrayLike, stage: ArrayLike) -> Figure:
     axes.hlines(edges, -0.5, len(matrix) - 0.5, color="white", lw=0.8)
     axes.vlines(edges, -0.5, len(matrix) - 0.5, color="white", lw=0.8)
     middles = [float(np.flatnonzero(stage == k).mean()) for k in np.unique(stage)]
-    names = [f"stage {k}" for k in np.unique(stage)]
+    names = [str(k) for k in np.unique(stage)]
     axes.set_xticks(middles, names)
-    axes.set_yticks(middles, names, rotation=90, va="center")
+    axes.set_yticks(middles, names)
+    axes.set(xlabel="stage of the head", ylabel="stage of the head")
     figure.colorbar(picture, label="debiased linear CKA")
     return figure
 
 
-def trained_against_random(table: pd.DataFrame) -> Figure:
+def trained_against_random(table: pd.DataFrame, null: float) -> Figure:
     """Box plots of F by stage for the trained weights and for random ones.
 
     Parameters
     ----------
     table : DataFrame
         Columns ``layer``, ``weights`` and ``F``.
+    null
+        F where the labels mean nothing.
     """
     figure, axes = plt.subplots(figsize=(6.4, 3.6))
     sns.boxplot(
@@ -153,8 +165,11 @@ def trained_against_random(table: pd.DataFrame) -> Figure:
         palette=[PALETTE[0], MUTED],
         linecolor=INK,
     )
-    axes.axhline(1, color=MUTED, ls="--", lw=1.2)
+    axes.axhline(null, color=MUTED, ls="--", lw=1.2)
     axes.set(xlabel="stage", ylabel="F of its heads")
+    sns.move_legend(
+        axes, "upper left", bbox_to_anchor=(1, 1), title="weights", title_fontsize=9
+    )
     return figure
 
 
@@ -182,5 +197,5 @@ def ablation_curve(outcomes: pd.DataFrame, chance_loss: float) -> Figure:
         )
     axes.axhline(chance_loss, color=MUTED, ls="--", lw=1.2, label="guessing")
     axes.set(xlabel="share of heads removed from each block", ylabel="log-loss, nats")
-    axes.legend(title="heads removed")
+    axes.legend(title="heads removed", title_fontsize=9)
     return figure
