@@ -58,16 +58,15 @@ def build(
     Raises
     ------
     AnalysisError
-        If ``_toc.yml`` and ``notebooks`` differ, a notebook fails, an executed notebook
-        is stale, or Sphinx warns.
+        If ``_toc.yml`` names no notebook or named run, or leaves a notebook out; if a
+        notebook fails, an executed one is stale, or Sphinx warns.
     """
-    listed, present = listed_chapters(root), notebook_names(root)
-    for name in sorted(set(listed) ^ set(present)):
-        here, there = ("_toc.yml", "notebooks") if name in listed else (
-            "notebooks", "_toc.yml"
-        )  # fmt: skip
-        raise AnalysisError(f"{name} is in {here} but not in {there}: add or remove it")
-    runs = [plan(root, name) for name in listed]
+    runs = [plan(root, name) for name in listed_chapters(root)]
+    left_out = set(notebook_names(root)) - {run.source.stem for run in runs}
+    if left_out:
+        raise AnalysisError(
+            f"{min(left_out)} is in notebooks but not in _toc.yml: add or remove it"
+        )
     if execute:
         _make_corpora(runs)
         problems = execute_all(runs, force=force, tell=tell)
@@ -80,7 +79,7 @@ def build(
             "brings it up to date"
         )
     index = root / "_build" / "html" / "index.html"
-    key, kept = _site_key(root, listed), root / "_build" / "site-key"
+    key, kept = _site_key(root, runs), root / "_build" / "site-key"
     if not force and index.exists() and kept.exists() and kept.read_text() == key:
         tell("site: unchanged")
         return index
@@ -136,7 +135,7 @@ def _sphinx(root: Path, contents: Path, output: Path, *strictness: str) -> None:
         raise AnalysisError(f"the site has warnings, so it is not published:\n{said}")
 
 
-def _site_key(root: Path, chapters: list[str]) -> str:
+def _site_key(root: Path, runs: list[Run]) -> str:
     """Hash what the site is made of, and what makes it."""
     places = ["_config.yml", "_toc.yml", "constraints.txt", "book"]
     files = [
@@ -145,7 +144,6 @@ def _site_key(root: Path, chapters: list[str]) -> str:
         for file in ([place] if place.is_file() else place.rglob("*"))
         if file.is_file() and "__pycache__" not in file.parts
     ]
-    files += [root / "executed" / f"{name}.ipynb" for name in chapters]
-    files += [root / "notebooks" / f"{name}.py" for name in chapters]
+    files += [run.output for run in runs] + list({run.source for run in runs})
     parts = [[str(file.relative_to(root)), sha256_file(file)] for file in sorted(files)]
     return digest(*(text for pair in parts for text in pair), sha256_file(__file__))
