@@ -91,10 +91,10 @@ def threads(request):
 
 @pytest.mark.benchmark
 @pytest.mark.parametrize("auxiliary", [False, True], ids=["no-auxk", "auxk"])
-def test_a_step_is_three_times_faster_than_the_dense_one(auxiliary, threads):
+def test_a_step_is_much_faster_than_the_dense_one(auxiliary, threads):
     ratio = measure(auxiliary)
     print(f"{threads} threads: dense / sparse = {ratio:.2f}")
-    # Two threads share the memory that Adam and the norms run through.
+    # A guard below what is aimed at (3), since the ratio moves with the load.
     assert ratio >= (2.8 if threads == 1 else 2.0)
 
 
