@@ -210,7 +210,7 @@ def test_chapters_and_contents_agree(tmp_path):
         build(project, tell=lambda _: None)
     (project / "notebooks" / "two.py").unlink()
     (project / "notebooks" / "one.py").unlink()
-    with pytest.raises(AnalysisError, match="no notebook or named run .one."):
+    with pytest.raises(AnalysisError, match=r"no notebook or named run .one."):
         build(project, tell=lambda _: None)
 
 
