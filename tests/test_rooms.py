@@ -9,7 +9,7 @@ PACKAGE = ROOT / "analysis_lib"
 
 DATA = {"corpora", "encoders"}
 REPRESENTATIONS = {*DATA, "extract", "store", "representations"}
-ARRAYS = {"acoustics", "similarity", "convexity", "probing", "discriminability"}
+ARRAYS = {"acoustics", "similarity", "convexity", "probing", "discriminability", "maps"}
 
 # What each room may import; `base` is open to all of them.
 MAY_IMPORT = {
@@ -27,9 +27,10 @@ MAY_IMPORT = {
     "piq": {*REPRESENTATIONS, "stats"},
     "figures": set(),
     "sound": set(),
-    "drawings": {"figures"},
+    "drawings": {"figures", "acoustics"},
+    "pruning": {"stats", "encoders"},
     "notebook": set(),
-    "zoo": {*REPRESENTATIONS, "stats", "probing", "sae", "piq"},
+    "zoo": {*REPRESENTATIONS, "stats", "acoustics", "probing", "sae", "piq"},
     # Making the book: only these know the notebooks.
     "declared": set(),
     "freshness": set(),
