@@ -1,0 +1,235 @@
+"""Recipe of `qwen2-audio-mini`: a small Qwen2-Audio writes the words it hears.
+
+Tower, projector and language model are trained together on the next token of the
+transcript. In training the tower sees only as much of its window as the longest clip
+fills: its mask makes that equal to the whole window, and quicker.
+
+References
+----------
+Chu et al. (2024), "Qwen2-Audio Technical Report", arXiv:2407.10759.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, gelu
+from transformers import Qwen2AudioForConditionalGeneration
+from transformers.models.whisper.modeling_whisper import sinusoids
+
+from analysis_lib.base import cache_dir
+from analysis_lib.encoders import checkpoints, qwen2_audio
+from analysis_lib.encoders.qwen2_audio_language import (
+    PROMPT,
+    load_full,
+    mini_config,
+    mini_processor,
+)
+from analysis_lib.zoo.measures import error_rate, share
+from analysis_lib.zoo.spoken import RATE, draw, spoken, vary
+from analysis_lib.zoo.training import Log, fit, save_weights
+
+NAME = "qwen2-audio-mini"
+STEPS, BATCH, LR = 2600, 40, 2e-3
+SHARE_OF_WORDS = 0.5
+LONGEST = 32  # tokens of a transcript
+
+
+class Lesson(NamedTuple):
+    """A batch: mel spectrograms, their lengths, token ids, and which of them count."""
+
+    features: Tensor  # (B, 128, M)
+    lengths: Tensor  # (B,) mel frames
+    ids: Tensor  # (B, S)
+    labels: Tensor  # (B, S), -100 where nothing is asked
+    present: Tensor  # (B, S), 0 where padded
+
+
+def train(
+    out: Path, *, seed: int = 0, resume: bool = True, log: Log = print
+) -> dict[str, Any]:
+    """Train and write the whole model, its processor and card to ``out``.
+
+    Returns the card. A run that was cut off resumes from its last checkpoint.
+    """
+    heard, unheard = spoken("train"), spoken("test")
+    processor = mini_processor(sorted(set(heard.texts)))
+    torch.manual_seed(seed)
+    model = Qwen2AudioForConditionalGeneration(mini_config(processor))
+    tower: Any = model.model.audio_tower
+    tower.embed_positions.weight.data = sinusoids(*tower.embed_positions.weight.shape)
+
+    def batch(rng: np.random.Generator) -> Lesson:
+        chosen = draw(heard, BATCH, SHARE_OF_WORDS, rng)
+        waves = [vary(heard.waves[i], rng)[0] for i in chosen]
+        made = lesson(processor, waves, [heard.texts[i] for i in chosen])
+        mask_features(made.features, made.lengths, rng)
+        return made
+
+    def loss(made: Lesson) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = next_tokens(model, made)
+        return cross_entropy(
+            logits[:, :-1].float().flatten(0, 1), made.labels[:, 1:].flatten()
+        )
+
+    def accuracy() -> dict[str, float]:
+        found = {}
+        for kind in ("words", "utterances"):
+            part = unheard.of(kind)
+            few = list(range(0, len(part.waves), 8))
+            texts = write(model, processor, [part.waves[i] for i in few])
+            right = [t == part.texts[i] for t, i in zip(texts, few, strict=True)]
+            found[f"{kind}_exact"] = float(np.mean(right))
+        return found
+
+    curve = fit(
+        model,
+        batch,
+        loss,
+        steps=STEPS,
+        lr=LR,
+        work=cache_dir() / "zoo" / f"{NAME}-{seed}",
+        seed=seed,
+        evaluate=accuracy,
+        resume=resume,
+        log=log,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    model.config.save_pretrained(out)
+    processor.save_pretrained(out)
+    curve.to_csv(out / "curve.csv", index=False, float_format="%.4g")
+    card: dict[str, Any] = {
+        "name": NAME,
+        "architecture": "Qwen2-Audio: tower 4 × 128 on 4 s, projector, Qwen2 4 × 128",
+        "learns": "the next token of what is said",
+        "command": f"python -m analysis_lib zoo train {NAME}",
+        "seed": seed,
+        "corpus": "words and utterances, voices of the train split",
+        "corpus_fingerprint": heard.fingerprint,
+        "licence": "MIT",
+        "not_good_for": "human speech or any other question: it only writes down words",
+    }
+    save_weights(model, out, card)
+    card["metrics"] = evaluate(str(out))
+    save_weights(model, out, card)
+    return card
+
+
+def evaluate(name: str = NAME) -> dict[str, Any]:
+    """Words written, by ``generate``, in voices that were not heard in training."""
+    place = checkpoints.WEIGHTS / name
+    model, processor = load_full(str(place) if place.is_dir() else name)
+    known = spoken("test")
+    new = spoken("test", held_out_words=True).of("words")
+    words, utterances = known.of("words"), known.of("utterances")
+    written = write(model, processor, words.waves)
+    right = [a == b for a, b in zip(written, words.texts, strict=True)]
+    commonest = float(words.table["text"].value_counts(normalize=True).iloc[0])
+    return {
+        "single_words_exact": share(right, words.voices, commonest),
+        "utterances_word_error_rate": error_rate(
+            [text.split() for text in utterances.texts],
+            [text.split() for text in write(model, processor, utterances.waves)],
+            utterances.voices,
+        ),
+        "words_never_heard_letter_error_rate": error_rate(
+            new.texts, write(model, processor, new.waves), new.voices
+        ),
+    }
+
+
+def lesson(processor: Any, waves: list[np.ndarray], texts: list[str]) -> Lesson:
+    """Put clips and transcripts into one batch, padded on the right."""
+    ready = qwen2_audio.prepare(waves, processor.feature_extractor)
+    assert ready.valid is not None
+    lengths = ready.inputs["feature_attention_mask"].sum(-1)
+    tokenizer = processor.tokenizer
+    rows, counts = [], []
+    for n, text in zip(ready.valid.tolist(), texts, strict=True):
+        prompt = PROMPT.replace("<|AUDIO|>", "<|AUDIO|>" * n)
+        ids = tokenizer(prompt + text)["input_ids"] + [tokenizer.eos_token_id]
+        rows.append(torch.tensor(ids))
+        counts.append(n + 2)
+    ids = torch.nn.utils.rnn.pad_sequence(
+        rows, batch_first=True, padding_value=tokenizer.pad_token_id
+    )
+    place = torch.arange(ids.shape[1])
+    ends = torch.tensor([len(row) for row in rows])
+    asked = place[None] >= torch.tensor(counts)[:, None]
+    present = place[None] < ends[:, None]
+    labels = ids.where(asked & present, -100)
+    return Lesson(ready.inputs["input_features"], lengths, ids, labels, present.long())
+
+
+def next_tokens(model: Qwen2AudioForConditionalGeneration, made: Lesson) -> Tensor:
+    """Logits of a batch, (B, S, vocabulary), as the model's own forward gives them."""
+    core: Any = model.model
+    frames, counts = hear(core, made.features, made.lengths)
+    own = torch.arange(frames.shape[1])[None] < counts[:, None]
+    inputs = core.get_input_embeddings()(made.ids)
+    audio = (made.ids == model.config.audio_token_id)[..., None]
+    inputs = inputs.masked_scatter(audio, frames[own].to(inputs.dtype))
+    hidden = core.language_model(inputs_embeds=inputs, attention_mask=made.present)
+    return model.lm_head(hidden.last_hidden_state)
+
+
+def hear(core: Any, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Projector frames of a batch from the filled part of the window.
+
+    Returns
+    -------
+    frames : (B, T, C)
+    counts : (B,), own frames of each clip
+    """
+    tower = core.audio_tower
+    # The convolutions look two mel frames past a clip's end; pairs are averaged.
+    filled = min(features.shape[-1], -(-(int(lengths.max()) + 2) // 4) * 4)
+    hidden = gelu(tower.conv2(gelu(tower.conv1(features[..., :filled]))))
+    hidden = hidden.transpose(1, 2)
+    hidden = hidden + tower.embed_positions.weight[: hidden.shape[1]]
+    tokens, counts = tower._get_feat_extract_output_lengths(lengths)
+    mask = torch.arange(hidden.shape[1])[None] < tokens[:, None]
+    for layer in tower.layers:
+        hidden = layer(hidden, mask[:, None, None])
+    hidden = tower.avg_pooler(hidden.transpose(1, 2)).transpose(1, 2)
+    return core.multi_modal_projector(tower.layer_norm(hidden)), counts
+
+
+def mask_features(features: Tensor, lengths: Tensor, rng: np.random.Generator) -> None:
+    """Blank stretches of time and bands of a batch in place, as SpecAugment does."""
+    for image, n in zip(features, lengths.tolist(), strict=True):
+        for axis, size, longest in ((1, n, n // 8), (0, image.shape[0], 20)):
+            for _ in range(2):
+                width = int(rng.integers(longest + 1))
+                start = int(rng.integers(size - width + 1))
+                image.narrow(axis, start, width).fill_(float(image[:, :n].mean()))
+
+
+def write(model: Any, processor: Any, waves: list[np.ndarray]) -> list[str]:
+    """Transcribe clips greedily through the processor and ``generate``."""
+    texts: list[str] = []
+    for start in range(0, len(waves), BATCH):
+        part = waves[start : start + BATCH]
+        inputs = processor(
+            text=[PROMPT] * len(part),
+            audio=part,
+            sampling_rate=RATE,
+            return_tensors="pt",
+            padding=True,
+        )
+        with torch.inference_mode():
+            ids = model.generate(
+                **inputs,
+                max_new_tokens=LONGEST,
+                do_sample=False,
+                pad_token_id=processor.tokenizer.pad_token_id,
+                eos_token_id=processor.tokenizer.eos_token_id,
+            )
+        new = ids[:, inputs["input_ids"].shape[1] :]
+        texts += processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+    return texts

@@ -1,0 +1,130 @@
+"""Speech for the recipes: the voices and words that training may hear, and others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import textgrid
+
+from analysis_lib.base import digest
+from analysis_lib.corpora import Corpus, load_corpus
+
+RATE = 16_000
+CORPORA = ("words", "utterances")
+FASTER, SLOWER = 1.18, 0.85
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """Clips of speech with what is said in them.
+
+    Attributes
+    ----------
+    waves
+        At 16 kHz, each (samples,).
+    table
+        A row a clip: ``text``, ``phones``, ``group`` (voice), ``kind`` (corpus).
+    phones
+        For each clip its (start, end, phone) in seconds.
+    fingerprint
+        Of the sound and its labels.
+    """
+
+    waves: list[np.ndarray]
+    table: pd.DataFrame
+    phones: list[list[tuple[float, float, str]]]
+    fingerprint: str
+
+    @property
+    def texts(self) -> list[str]:
+        """What is said in every clip."""
+        return self.table["text"].tolist()
+
+    @property
+    def voices(self) -> list[str]:
+        """Who says it."""
+        return self.table["group"].tolist()
+
+    def of(self, kind: str) -> Spoken:
+        """The clips of one corpus."""
+        keep = np.flatnonzero(self.table["kind"] == kind)
+        return Spoken(
+            [self.waves[i] for i in keep],
+            self.table.iloc[keep].reset_index(drop=True),
+            [self.phones[i] for i in keep],
+            self.fingerprint,
+        )
+
+
+def spoken(split: str, *, held_out_words: bool = False) -> Spoken:
+    """Load ``words`` and ``utterances``, one split of voices.
+
+    Parameters
+    ----------
+    split
+        ``train`` or ``test``: the voices of training, or the others.
+    held_out_words
+        Clips with a word that training never hears, or those without one.
+    """
+    parts: list[Corpus] = []
+    for name in CORPORA:
+        corpus = load_corpus(name)
+        table = corpus.table
+        # A folder's own columns come as text.
+        new = table["held_out_word"].astype(str) == "True"
+        keep = (table["split"] == split) & (new == held_out_words)
+        parts.append(corpus.select(keep.to_numpy()))
+    return Spoken(
+        [wave for part in parts for _, wave in part.stream(RATE)],
+        pd.concat(
+            [part.table.assign(kind=part.name) for part in parts], ignore_index=True
+        ),
+        [phones_of(part, i) for part in parts for i in range(len(part))],
+        digest(*(part.fingerprint for part in parts)),
+    )
+
+
+def phones_of(corpus: Corpus, i: int) -> list[tuple[float, float, str]]:
+    """Annotated phones of a clip: (start, end, phone) in seconds."""
+    path = corpus.textgrid(i)
+    tier = textgrid.TextGrid.fromFile(str(path)).getFirst("phones")
+    return [(p.minTime, p.maxTime, p.mark) for p in tier if p.mark]
+
+
+def vary(wave: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    """Another speaker in another room: change the speed, add noise.
+
+    Playing faster raises pitch and resonances as a smaller throat would.
+
+    Returns
+    -------
+    wave, speed
+        What was at second t is now at t / speed.
+    """
+    speed = float(np.exp(rng.uniform(np.log(SLOWER), np.log(FASTER))))
+    n = round(len(wave) / speed)
+    changed = np.interp(np.arange(n) * speed, np.arange(len(wave)), wave)
+    noise = rng.standard_normal(n) * 10 ** (-rng.uniform(15, 45) / 20)
+    if rng.random() < 0.5:
+        # Darker noise: most of it below a kilohertz.
+        noise = np.convolve(noise, np.full(9, 1 / 3), mode="same")
+    return (changed + noise * changed.std()).astype(np.float32), speed
+
+
+def draw(
+    said: Spoken, size: int, share_of_words: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw clips for a batch, a share of them single words."""
+    kinds = (said.table["kind"] == "words").to_numpy()
+    weights = np.where(
+        kinds, share_of_words / kinds.sum(), (1 - share_of_words) / (~kinds).sum()
+    )
+    return rng.choice(len(kinds), size, p=weights)
+
+
+def seed_masks(rng: np.random.Generator) -> None:
+    """Make the masks that transformers draws in training follow from the step."""
+    # It draws them from numpy's global generator.
+    np.random.seed(int(rng.integers(2**31)))  # noqa: NPY002

@@ -1,0 +1,247 @@
+"""Recipe of `wav2vec2-mini`: a small wav2vec 2.0 writes down phones, by CTC.
+
+The annotation gives every phone's time, so a second head learns to name the phone of
+each frame; it only guides training and is not kept. Some voices and some words are
+never heard.
+
+References
+----------
+Baevski et al. (2020), "wav2vec 2.0".
+Graves et al. (2006), "Connectionist Temporal Classification".
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, ctc_loss, log_softmax
+from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
+
+from analysis_lib.base import cache_dir
+from analysis_lib.encoders import checkpoints
+from analysis_lib.encoders.speech_front_ends import WaveformFrontEnd
+from analysis_lib.zoo.measures import error_rate
+from analysis_lib.zoo.spoken import draw, seed_masks, spoken, vary
+from analysis_lib.zoo.training import Log, fit, save_weights
+
+NAME = "wav2vec2-mini"
+STEPS, BATCH, LR = 3000, 24, 1.5e-3
+SHARE_OF_WORDS = 0.4
+GUIDANCE = 0.5  # weight of the frame head
+BLANK = 0
+
+
+def config(n_symbols: int) -> Wav2Vec2Config:
+    """12 layers and 7 convolutions, as published, but narrow; layer norms take masks.
+
+    Parameters
+    ----------
+    n_symbols
+        Phones and the blank.
+    """
+    return Wav2Vec2Config(
+        vocab_size=n_symbols,
+        hidden_size=96,
+        intermediate_size=384,
+        num_hidden_layers=12,
+        num_attention_heads=4,
+        conv_dim=(48, 64, 64, 64, 64, 64, 64),
+        feat_extract_norm="layer",
+        conv_bias=True,
+        do_stable_layer_norm=True,
+        num_conv_pos_embeddings=32,
+        num_conv_pos_embedding_groups=8,
+        hidden_dropout=0.1,
+        attention_dropout=0.1,
+        activation_dropout=0.0,
+        feat_proj_dropout=0.1,
+        layerdrop=0.0,
+        mask_time_prob=0.15,
+        mask_time_length=5,
+        mask_feature_prob=0.1,
+        mask_feature_length=8,
+        pad_token_id=BLANK,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+
+
+class Transcriber(nn.Module):
+    """wav2vec 2.0 with a CTC head, and a frame head for training only."""
+
+    def __init__(self, model: Wav2Vec2ForCTC) -> None:
+        super().__init__()
+        self.model = model
+        size: Any = model.config
+        self.frames = nn.Linear(size.hidden_size, size.vocab_size)
+
+    def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """CTC logits and frame logits, both (B, T, symbols)."""
+        hidden = self.model.wav2vec2(**inputs).last_hidden_state
+        hidden = self.model.dropout(hidden)
+        return self.model.lm_head(hidden), self.frames(hidden)
+
+
+def train(
+    out: Path, *, seed: int = 0, resume: bool = True, log: Log = print
+) -> dict[str, Any]:
+    """Train and write weights (with the CTC head), configuration and card to ``out``.
+
+    Returns the card. A run that was cut off resumes from its last checkpoint.
+    """
+    heard, unheard = spoken("train"), spoken("test")
+    symbols = ["", *sorted({p for row in heard.phones for *_, p in row})]
+    torch.manual_seed(seed)
+    settings = config(len(symbols))
+    settings.phones = symbols
+    model = Wav2Vec2ForCTC(settings)
+    task = Transcriber(model)
+    front_end = front_end_of(settings)
+
+    def batch(rng: np.random.Generator) -> dict[str, Any]:
+        seed_masks(rng)
+        waves, speeds = [], []
+        chosen = draw(heard, BATCH, SHARE_OF_WORDS, rng)
+        for i in chosen:
+            wave, speed = vary(heard.waves[i], rng)
+            waves.append(wave)
+            speeds.append(speed)
+        ready = front_end(waves)
+        assert ready.valid is not None
+        n, times = int(ready.valid.max()), front_end.times(int(ready.valid.max()))
+        frames = np.full((BATCH, n), -100)
+        targets = []
+        for row, (i, speed) in enumerate(zip(chosen, speeds, strict=True)):
+            own = int(ready.valid[row])
+            frames[row, :own] = frame_codes(
+                heard.phones[i], times[:own] * speed, symbols
+            )
+            targets.append([symbols.index(p) for *_, p in heard.phones[i]])
+        return {
+            "inputs": ready.inputs,
+            "valid": ready.valid,
+            "frames": torch.as_tensor(frames),
+            "targets": torch.tensor([code for row in targets for code in row]),
+            "lengths": torch.tensor([len(row) for row in targets]),
+        }
+
+    def loss(made: dict[str, Any]) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, frame_logits = task(made["inputs"])
+        spelled = ctc_loss(
+            log_softmax(logits.float(), -1).transpose(0, 1),
+            made["targets"],
+            made["valid"],
+            made["lengths"],
+            blank=BLANK,
+            zero_infinity=True,
+        )
+        named = cross_entropy(
+            frame_logits.float().flatten(0, 1), made["frames"].flatten()
+        )
+        return spelled + GUIDANCE * named
+
+    def phone_error_rate() -> dict[str, float]:
+        part = unheard.of("words")
+        few = list(range(0, len(part.waves), 5))
+        said = [[p for *_, p in part.phones[i]] for i in few]
+        found = transcribe(model, [part.waves[i] for i in few])
+        return {"per": error_rate(said, found, [part.voices[i] for i in few])["rate"]}
+
+    curve = fit(
+        task,
+        batch,
+        loss,
+        steps=STEPS,
+        lr=LR,
+        work=cache_dir() / "zoo" / f"{NAME}-{seed}",
+        seed=seed,
+        evaluate=phone_error_rate,
+        resume=resume,
+        log=log,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    settings.save_pretrained(out)
+    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(out)
+    curve.to_csv(out / "curve.csv", index=False, float_format="%.4g")
+    card: dict[str, Any] = {
+        "name": NAME,
+        "architecture": "Wav2Vec2ForCTC: 7 convolutions, 12 pre-norm layers, 48 heads",
+        "learns": "CTC on phones, guided by a head on annotated frames",
+        "command": f"python -m analysis_lib zoo train {NAME}",
+        "seed": seed,
+        "corpus": "words and utterances, voices of the train split",
+        "corpus_fingerprint": heard.fingerprint,
+        "licence": "MIT",
+        "not_good_for": "human speech: it has heard only espeak-ng's voices",
+    }
+    save_weights(model, out, card)
+    card["metrics"] = evaluate(str(out))
+    save_weights(model, out, card)
+    return card
+
+
+def evaluate(name: str = NAME) -> dict[str, Any]:
+    """Phone error rates in voices that were not heard in training."""
+    model = load_ctc(name)
+    known, new = spoken("test"), spoken("test", held_out_words=True)
+    parts = {
+        "words": known.of("words"),
+        "utterances": known.of("utterances"),
+        "words_never_heard": new.of("words"),
+    }
+    rates: dict[str, Any] = {}
+    for part, said in parts.items():
+        phones = [[p for *_, p in row] for row in said.phones]
+        rates[part] = error_rate(phones, transcribe(model, said.waves), said.voices)
+        rates[part]["clips"] = len(phones)
+    return {"phone_error_rate": rates}
+
+
+def load_ctc(name: str = NAME) -> Wav2Vec2ForCTC:
+    """Load the model with its CTC head; ``config.phones`` names the symbols."""
+    folder = checkpoints.WEIGHTS / name
+    folder = folder if folder.is_dir() else Path(name)
+    model = Wav2Vec2ForCTC(Wav2Vec2Config.from_pretrained(folder))
+    state = load_file(folder / "model.safetensors")
+    model.load_state_dict({key: value.float() for key, value in state.items()})
+    return model.eval().requires_grad_(False)
+
+
+def transcribe(model: Wav2Vec2ForCTC, waves: list[np.ndarray]) -> list[list[str]]:
+    """Greedy CTC: the best symbol of every frame, repeats joined, blanks dropped."""
+    front_end, phones = front_end_of(model.config), model.config.phones
+    order = np.argsort([len(wave) for wave in waves], kind="stable")
+    found: dict[int, list[str]] = {}
+    for start in range(0, len(order), BATCH):
+        chosen = order[start : start + BATCH]
+        ready = front_end([waves[i] for i in chosen])
+        assert ready.valid is not None
+        with torch.inference_mode():
+            best = model(**ready.inputs).logits.argmax(-1)
+        for i, row, n in zip(chosen, best, ready.valid, strict=True):
+            codes = torch.unique_consecutive(row[: int(n)]).tolist()
+            found[int(i)] = [phones[code] for code in codes if code != BLANK]
+    return [found[i] for i in range(len(waves))]
+
+
+def frame_codes(
+    phones: list[tuple[float, float, str]], times: np.ndarray, symbols: list[str]
+) -> np.ndarray:
+    """Symbol at each time (s); the blank where nothing is said."""
+    codes = np.full(len(times), BLANK)
+    for start, end, phone in phones:
+        codes[(times >= start) & (times < end)] = symbols.index(phone)
+    return codes
+
+
+def front_end_of(settings: Any) -> WaveformFrontEnd:
+    """Normalised waveforms with a mask, as `speech` makes them."""
+    return WaveformFrontEnd(
+        True, True, tuple(settings.conv_kernel), tuple(settings.conv_stride)
+    )

@@ -1,0 +1,197 @@
+"""Recipe of `whisper-mini`: a small Whisper spells the words it hears.
+
+The encoder is what the book reads; a decoder of two layers writes letter by letter, so
+that words never heard can be spelled, too. The window is three seconds.
+
+References
+----------
+Radford et al. (2023), "Robust Speech Recognition via Large-Scale Weak Supervision".
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+from analysis_lib.base import cache_dir
+from analysis_lib.encoders import checkpoints
+from analysis_lib.encoders.speech import default_extractor
+from analysis_lib.encoders.speech_front_ends import prepare_whisper
+from analysis_lib.zoo.measures import error_rate, share
+from analysis_lib.zoo.spoken import draw, seed_masks, spoken, vary
+from analysis_lib.zoo.training import Log, fit, save_weights
+
+NAME = "whisper-mini"
+STEPS, BATCH, LR = 2400, 32, 1.5e-3
+SHARE_OF_WORDS = 0.5
+LETTERS = " abcdefghijklmnopqrstuvwxyz"
+PAD, START, END, FIRST = 0, 1, 2, 3
+LONGEST = 48
+
+
+def config() -> WhisperConfig:
+    """6 encoder layers of width 96 on a window of 3 s, 2 decoder layers."""
+    return WhisperConfig(
+        vocab_size=FIRST + len(LETTERS),
+        d_model=96,
+        encoder_layers=6,
+        encoder_attention_heads=4,
+        encoder_ffn_dim=384,
+        decoder_layers=2,
+        decoder_attention_heads=4,
+        decoder_ffn_dim=384,
+        num_mel_bins=80,
+        max_source_positions=150,
+        max_target_positions=LONGEST,
+        dropout=0.1,
+        apply_spec_augment=True,
+        mask_time_prob=0.1,
+        mask_time_length=8,
+        mask_feature_prob=0.1,
+        mask_feature_length=8,
+        pad_token_id=PAD,
+        bos_token_id=START,
+        eos_token_id=END,
+        decoder_start_token_id=START,
+        begin_suppress_tokens=None,
+    )
+
+
+def train(
+    out: Path, *, seed: int = 0, resume: bool = True, log: Log = print
+) -> dict[str, Any]:
+    """Train and write weights (with the decoder), configuration and card to ``out``.
+
+    Returns the card. A run that was cut off resumes from its last checkpoint.
+    """
+    heard, unheard = spoken("train"), spoken("test")
+    settings = config()
+    extractor = default_extractor(settings)
+    torch.manual_seed(seed)
+    model = WhisperForConditionalGeneration(settings)
+
+    def batch(rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        seed_masks(rng)
+        chosen = draw(heard, BATCH, SHARE_OF_WORDS, rng)
+        waves = [vary(heard.waves[i], rng)[0] for i in chosen]
+        features = prepare_whisper(waves, extractor).inputs["input_features"]
+        return features, spell([heard.texts[i] for i in chosen])
+
+    def loss(pair: tuple[Tensor, Tensor]) -> Tensor:
+        features, letters = pair
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(
+                input_features=features, decoder_input_ids=letters[:, :-1]
+            ).logits
+        return cross_entropy(
+            logits.float().flatten(0, 1), letters[:, 1:].flatten(), ignore_index=PAD
+        )
+
+    def accuracy() -> dict[str, float]:
+        found = {}
+        for kind in ("words", "utterances"):
+            part = unheard.of(kind)
+            few = list(range(0, len(part.waves), 5))
+            texts = write(model, [part.waves[i] for i in few])
+            right = [t == part.texts[i] for t, i in zip(texts, few, strict=True)]
+            found[f"{kind}_exact"] = float(np.mean(right))
+        return found
+
+    curve = fit(
+        model,
+        batch,
+        loss,
+        steps=STEPS,
+        lr=LR,
+        work=cache_dir() / "zoo" / f"{NAME}-{seed}",
+        seed=seed,
+        evaluate=accuracy,
+        resume=resume,
+        log=log,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    settings.save_pretrained(out)
+    extractor.save_pretrained(out)
+    curve.to_csv(out / "curve.csv", index=False, float_format="%.4g")
+    card: dict[str, Any] = {
+        "name": NAME,
+        "architecture": "Whisper: 6 encoder layers on 3 s, 24 heads; 2 decoder layers",
+        "learns": "to spell the words it hears",
+        "command": f"python -m analysis_lib zoo train {NAME}",
+        "seed": seed,
+        "corpus": "words and utterances, voices of the train split",
+        "corpus_fingerprint": heard.fingerprint,
+        "licence": "MIT",
+        "not_good_for": "human speech: it has heard only espeak-ng's voices",
+    }
+    save_weights(model, out, card)
+    card["metrics"] = evaluate(str(out))
+    save_weights(model, out, card)
+    return card
+
+
+def evaluate(name: str = NAME) -> dict[str, Any]:
+    """Words written in voices that were not heard in training."""
+    folder = checkpoints.WEIGHTS / name
+    folder = folder if folder.is_dir() else Path(name)
+    model = WhisperForConditionalGeneration(WhisperConfig.from_pretrained(folder))
+    state = load_file(folder / "model.safetensors")
+    model.load_state_dict({key: value.float() for key, value in state.items()})
+    model.eval().requires_grad_(False)
+    known = spoken("test")
+    new = spoken("test", held_out_words=True).of("words")
+    words, utterances = known.of("words"), known.of("utterances")
+    written = write(model, words.waves)
+    right = [a == b for a, b in zip(written, words.texts, strict=True)]
+    commonest = float(words.table["text"].value_counts(normalize=True).iloc[0])
+    return {
+        "single_words_exact": share(right, words.voices, commonest),
+        "utterances_word_error_rate": error_rate(
+            [text.split() for text in utterances.texts],
+            [text.split() for text in write(model, utterances.waves)],
+            utterances.voices,
+        ),
+        "words_never_heard_letter_error_rate": error_rate(
+            new.texts, write(model, new.waves), new.voices
+        ),
+    }
+
+
+def spell(texts: list[str]) -> Tensor:
+    """Letters of each text between start and end, (B, longest)."""
+    rows = [
+        [START, *(FIRST + LETTERS.index(letter) for letter in text), END]
+        for text in texts
+    ]
+    longest = max(map(len, rows))
+    return torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
+
+
+def write(model: WhisperForConditionalGeneration, waves: list[np.ndarray]) -> list[str]:
+    """Greedy decoding: the likeliest letter, again and again."""
+    extractor = default_extractor(model.config)
+    texts: list[str] = []
+    for start in range(0, len(waves), BATCH):
+        part = waves[start : start + BATCH]
+        features = prepare_whisper(part, extractor).inputs["input_features"]
+        with torch.inference_mode():
+            heard = model.get_encoder()(features)
+            letters = torch.full((len(part), 1), START)
+            while letters.shape[1] < LONGEST and not (letters == END).any(1).all():
+                logits = model(
+                    encoder_outputs=heard, decoder_input_ids=letters, use_cache=False
+                ).logits
+                letters = torch.cat([letters, logits[:, -1:].argmax(-1)], dim=1)
+        for row in letters[:, 1:].tolist():
+            spelled = row[: row.index(END)] if END in row else row
+            texts.append(
+                "".join(LETTERS[code - FIRST] for code in spelled if code > END)
+            )
+    return texts

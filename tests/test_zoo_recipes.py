@@ -1,0 +1,196 @@
+"""The recipes of the bundled speech models, run for a few steps on toy speech."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from analysis_lib.base import sha256_file
+from analysis_lib.encoders import load_encoder
+from analysis_lib.encoders.qwen2_audio_language import (
+    PROMPT,
+    mini_config,
+    mini_processor,
+)
+from analysis_lib.zoo import measures, qwen2_audio, spoken, wav2vec2, whisper
+
+WORDS = {"ba": 300, "du": 700, "ki": 1500}
+
+
+def toy_speech(split: str, *, held_out_words: bool = False) -> spoken.Spoken:
+    """Words are tones, voices are detunings, utterances are two words in a row."""
+    rng = np.random.default_rng(len(split) + held_out_words)
+    waves, rows, phones = [], [], []
+    for voice in range(3):
+        for kind, n in (("words", 1), ("utterances", 2)):
+            for first in WORDS:
+                said = [first, *rng.choice(list(WORDS), n - 1)]
+                tones = [
+                    np.sin(2 * np.pi * WORDS[w] * 2 ** (voice / 12) * t)
+                    for w in said
+                    for t in [np.arange(6_000) / 16_000]
+                ]
+                wave = 0.3 * np.concatenate(tones) + 0.01 * rng.standard_normal(
+                    6_000 * n
+                )
+                waves.append(wave.astype(np.float32))
+                rows.append(
+                    {"text": " ".join(said), "group": f"{split}{voice}", "kind": kind}
+                )
+                letters = "".join(said)
+                step = 6_000 * n / 16_000 / len(letters)
+                phones.append(
+                    [(i * step, (i + 1) * step, p) for i, p in enumerate(letters)]
+                )
+    return spoken.Spoken(waves, pd.DataFrame(rows), phones, "toy")
+
+
+@pytest.mark.parametrize("recipe", [wav2vec2, whisper, qwen2_audio])
+def test_recipe_trains_resumes_and_vouches_for_its_weights(
+    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "spoken", toy_speech)
+    monkeypatch.setattr(recipe, "STEPS", 4)
+    monkeypatch.setattr(recipe, "BATCH", 4)
+    monkeypatch.setattr(recipe, "cache_dir", lambda: tmp_path / "cache")
+    whole_fit = recipe.fit
+    monkeypatch.setattr(recipe, "fit", lambda *a, **k: whole_fit(*a, **k, every=2))
+    lines: list[str] = []
+    out = tmp_path / recipe.NAME
+    card = recipe.train(out, log=lines.append)
+    assert len(lines) == 2
+    on_disk = json.loads((out / "card.json").read_text())
+    assert on_disk["sha256"] == sha256_file(out / "model.safetensors")
+    assert on_disk["metrics"] == card["metrics"]
+    assert recipe.evaluate(str(out)) == card["metrics"]
+    # What the card measured comes from the file, and the file from the checkpoint.
+    again = tmp_path / "again"
+    assert recipe.train(again, log=lines.append) == card
+    assert lines[-1] == "resumed at step 4 of 4"
+    assert sha256_file(again / "model.safetensors") == on_disk["sha256"]
+    encoder = load_encoder(str(out), device="cpu")
+    clips = toy_speech("train").waves[3:5]
+    together = encoder.prepare(clips)
+    alone = encoder.prepare(clips[:1])
+    n = int(alone.valid[0])  # type: ignore[index]
+    outputs = [encoder.forward(batch) for batch in (together, alone)]
+    values = [
+        o if isinstance(o, torch.Tensor) else o.last_hidden_state for o in outputs
+    ]
+    torch.testing.assert_close(values[0][0, :n], values[1][0, :n], rtol=0, atol=1e-4)
+
+
+def test_cut_off_training_goes_on_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With the masks that transformers draws from a generator of its own.
+    monkeypatch.setattr(wav2vec2, "spoken", toy_speech)
+    monkeypatch.setattr(wav2vec2, "STEPS", 4)
+    monkeypatch.setattr(wav2vec2, "BATCH", 4)
+    whole_fit, sums = wav2vec2.fit, []
+
+    def fit(*given: Any, **named: Any) -> Any:
+        curve = whole_fit(*given, **named, every=2)
+        sums.append([float(p.detach().double().sum()) for p in given[0].parameters()])
+        return curve
+
+    monkeypatch.setattr(wav2vec2, "fit", fit)
+    monkeypatch.setattr(wav2vec2, "cache_dir", lambda: tmp_path / "whole")
+    wav2vec2.train(tmp_path / "a", log=lambda _: None)
+    monkeypatch.setattr(wav2vec2, "cache_dir", lambda: tmp_path / "cut")
+    real_loss, calls = wav2vec2.ctc_loss, []
+
+    def cut(*given: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real_loss(*given, **named)
+
+    monkeypatch.setattr(wav2vec2, "ctc_loss", cut)
+    with pytest.raises(KeyboardInterrupt):
+        wav2vec2.train(tmp_path / "b", log=lambda _: None)
+    monkeypatch.setattr(wav2vec2, "ctc_loss", real_loss)
+    wav2vec2.train(tmp_path / "b", log=lambda _: None)
+    np.testing.assert_array_equal(sums[0], sums[1])
+
+
+def test_training_hears_what_the_whole_model_hears() -> None:
+    said = toy_speech("train")
+    processor = mini_processor(said.texts, vocab_size=280)
+    torch.manual_seed(0)
+    config = mini_config(
+        processor, tower_layers=2, tower_width=32, text_layers=2, text_width=32
+    )
+    model = qwen2_audio.Qwen2AudioForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for value in model.model.audio_tower.parameters():
+            if value.dim() == 2:
+                value.mul_(5)
+    waves, texts = said.waves[2:5], said.texts[2:5]
+    made = qwen2_audio.lesson(processor, waves, texts)
+    end = processor.tokenizer.eos_token
+    whole = processor(
+        text=[PROMPT + text + end for text in texts],
+        audio=waves,
+        sampling_rate=16_000,
+        return_tensors="pt",
+        padding=True,
+        padding_side="right",
+    )
+    assert torch.equal(whole["input_ids"], made.ids)
+    with torch.inference_mode():
+        expected = model(**whole).logits
+        logits = qwen2_audio.next_tokens(model, made)
+    present = made.present.bool()
+    torch.testing.assert_close(logits[present], expected[present], rtol=0, atol=1e-4)
+    asked = [processor.tokenizer.decode(row[row != -100]) for row in made.labels]
+    assert asked == [text + end for text in texts]
+
+
+def test_frames_are_named_by_the_phone_at_their_centre() -> None:
+    phones = [(0.1, 0.2, "a"), (0.2, 0.35, "b")]
+    times = np.array([0.05, 0.1, 0.19, 0.2, 0.34, 0.35])
+    codes = wav2vec2.frame_codes(phones, times, ["", "a", "b"])
+    assert codes.tolist() == [0, 1, 1, 2, 2, 0]
+
+
+def test_vary_moves_sounds_by_the_speed_it_reports() -> None:
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        wave = np.zeros(16_000, dtype=np.float32)
+        wave[9_000:9_400] = 1.0
+        changed, speed = spoken.vary(wave, rng)
+        heard = np.flatnonzero(changed > 0.5)
+        assert abs(heard.mean() / 16_000 * speed - 9_200 / 16_000) < 0.001
+        assert spoken.SLOWER <= speed <= spoken.FASTER
+        assert len(changed) == round(16_000 / speed)
+
+
+def test_spelling_round_trip_and_longest_text() -> None:
+    letters = whisper.spell(["zero one", "no"])
+    assert letters.shape == (2, 10)
+    assert letters[1].tolist()[:4] == [whisper.START, 16 + 1, 17 + 1, whisper.END]
+    assert (letters[1, 4:] == whisper.PAD).all()
+
+
+def test_edit_distance_and_error_rate() -> None:
+    assert measures.edit_distance("kitten", "sitting") == 3
+    assert measures.edit_distance("", "abc") == 3
+    assert measures.edit_distance("abc", "") == 3
+    assert measures.edit_distance("abc", "abc") == 0
+    said = [list("abc"), list("de"), list("fghij")] * 4
+    heard = [list("abd"), list("de"), list("fghi")] * 4
+    found = measures.error_rate(said, heard, ["u", "v", "w"] * 4)
+    assert found["rate"] == pytest.approx(0.2)
+    assert found["low"] <= 0.2 <= found["high"]
+    assert found["chance"] > 0.5
+    right = measures.share([True, True, False, True], ["u", "u", "v", "v"], 0.25)
+    assert right["accuracy"] == 0.75
+    assert right["low"] == 0.5
+    assert right["high"] == 1.0
