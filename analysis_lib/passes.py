@@ -222,8 +222,9 @@ def pooled(
     values, mask = encoder.tokens(tap, activation, batch)
     if pool == "max":
         return values.masked_fill(~mask[..., None], -torch.inf).amax(1)
-    weight = mask / mask.sum(1, keepdim=True)
-    return torch.einsum("btc,bt->bc", values, weight.to(values))
+    weight = (mask / mask.sum(1, keepdim=True)).to(values)
+    # Not einsum or a matrix product: hooks run under autocast, which would round them.
+    return (values * weight[..., None]).sum(1)
 
 
 def _run_frames(

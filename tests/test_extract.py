@@ -359,6 +359,7 @@ def test_memory_does_not_grow_with_the_number_of_clips(corpus):
         extract(encoder, clips, BOTH, chunk=8)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    features = 440 * 2 * LAYERS * WIDTH * 4
-    assert peaks[1] - peaks[0] < 0.8 * features
+    # What grows is the table of clips, not their sound.
+    sound = sum(len(wave) * wave.itemsize for _, wave in many.stream())
+    assert peaks[1] - peaks[0] < 0.2 * sound
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0
