@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors import safe_open
-from toy_encoder import HOP, LAYERS, RATE, WIDTH, toy_corpus, toy_encoder
+from toy_encoder import HOP, LAYERS, RATE, toy_corpus, toy_encoder
 
 from analysis_lib import passes
 from analysis_lib.base import AnalysisError
