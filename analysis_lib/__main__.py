@@ -19,7 +19,10 @@ from analysis_lib.base import AnalysisError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit code (0 done, 1 something failed, 2 bad input)."""
-    options = _parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["test"] and not {"-h", "--help"} & set(words):
+        return _test(words[1:])  # pytest's options, which argparse would refuse
+    options = _parser().parse_args(words)
     try:
         return int(options.do(options) or 0)
     except AnalysisError as error:
@@ -95,13 +98,13 @@ def _sweep(options: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def _test(options: argparse.Namespace) -> int:
+def _test(arguments: Sequence[str]) -> int:
     from analysis_lib.runner import find_root
 
     root = find_root()
     pytest = [sys.executable, "-m", "pytest"]
-    if options.arguments:
-        return subprocess.call([*pytest, *options.arguments], cwd=root)
+    if arguments:
+        return subprocess.call([*pytest, *arguments], cwd=root)
     quick = "not slow and not site and not benchmark"
     failed = subprocess.call(
         [*pytest, "-q", "-n", "2", "--dist", "loadfile", "-m", quick], cwd=root
@@ -290,8 +293,10 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("-o", "--output", metavar="FOLDER", help="instead of the book's")
     train.add_argument("--anew", action="store_true", help="forget an unfinished run")
 
-    test = command("test", _test, "run the tests that need no site and no minutes")
-    test.add_argument("arguments", nargs=argparse.REMAINDER, help="for pytest instead")
+    words = (
+        "run the tests that need no site and no minutes; or pytest, with its options"
+    )
+    command("test", _test, words)
     command("sync", _sync, "write each notebook's .ipynb from its script")
     command("check", _check, "ruff, mypy, and that each pair says the same")
     return parser

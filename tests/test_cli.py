@@ -126,3 +126,10 @@ def test_make_targets_are_one_line_each():
     assert {"book", "test", "run", "sync", "check", "site-test"} <= set(body)
     assert all(lines[0].startswith("\t@$(LIB) ") for name, lines in body.items())
     assert all(len(body[name]) == 1 for name in ("book", "test", "run", "site-test"))
+
+
+def test_the_options_of_pytest_are_passed_on(monkeypatch):
+    called = []
+    monkeypatch.setattr("subprocess.call", lambda words, **_: called.append(words) or 0)
+    assert main(["test", "-m", "site", "tests/test_site.py"]) == 0
+    assert called[0][1:] == ["-m", "pytest", "-m", "site", "tests/test_site.py"]
