@@ -24,16 +24,14 @@ def waves():
 
 
 def head_vectors(attention, x, mask):
-    """Attn_h·V_h head by head, Q, K and V computed anew for each."""
+    """Attn_h·V_h in a loop over heads, from Q, K and V computed a second time."""
     size, vectors = attention.attention_head_size, []
+    projected = [p(x) for p in (attention.query, attention.key, attention.value)]
     index = attention.relative_position_index.view(-1)
     bias = attention.relative_position_bias_table[index].view(64, 64, -1)
     for head in range(attention.num_attention_heads):
         columns = slice(head * size, (head + 1) * size)
-        q, k, v = (
-            linear(x)[..., columns]
-            for linear in (attention.query, attention.key, attention.value)
-        )
+        q, k, v = (whole[..., columns] for whole in projected)
         scores = q @ k.transpose(1, 2) / math.sqrt(size) + bias[..., head]
         if mask is not None:
             scores = scores + mask.repeat(len(scores) // len(mask), 1, 1)
