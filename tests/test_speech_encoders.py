@@ -331,11 +331,13 @@ def test_folders_load_by_name_and_twins_are_seeded(
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
     twins = [
-        load_encoder(str(tmp_path), device="cpu", random=True, seed=seed).fingerprint
+        load_encoder(str(tmp_path), device="cpu", random=True, seed=seed)
         for seed in (0, 0, 1)
     ]
-    assert twins[0] == twins[1] != twins[2]
-    assert encoder.fingerprint not in twins
+    prints = [twin.fingerprint for twin in twins]
+    assert prints[0] == prints[1] != prints[2]
+    assert encoder.fingerprint not in prints
+    assert twins[0].forward(batch).last_hidden_state.dtype == torch.float32
 
 
 def test_bad_folders_are_named(tmp_path: Path) -> None:

@@ -282,7 +282,8 @@ def load(
     if random:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = AutoModel.from_config(config)
+            # A checkpoint kept in half precision says so in its config.
+            model = AutoModel.from_config(config, dtype=torch.float32)
         licence = "none (random weights)"
         source = f"random weights, seed {seed}, shaped as {Path(name).name}"
     else:
