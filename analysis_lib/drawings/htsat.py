@@ -114,8 +114,9 @@ def score_against_probe(table: pd.DataFrame, chance: float, null: float) -> Figu
         Accuracy and F where the labels mean nothing.
     """
     figure, axes = plt.subplots(figsize=(6.4, 3.8))
+    colours = list(PALETTE[: table["layer"].nunique()])
     sns.scatterplot(
-        table, x="F", y="probe", hue="layer", palette="viridis", s=28, ax=axes
+        table, x="F", y="probe", hue="layer", palette=colours, s=28, ax=axes
     )
     axes.axhline(chance, color=MUTED, ls="--", lw=1.2)
     axes.axvline(null, color=MUTED, ls="--", lw=1.2)

@@ -24,6 +24,8 @@ class ChapterCards(SphinxDirective):
                 continue
             path = Path(self.env.srcdir) / f"{document}.ipynb"
             title, words = opening(json.loads(path.read_text(encoding="utf-8")))
+            if any(title in line for line in lines):
+                continue  # another run of a notebook that has its card
             lines += [f":::{{grid-item-card}} {title}", f":link: /{document}",
                       ":link-type: doc", "", words, ":::", ""]  # fmt: skip
         lines.append("::::")
