@@ -85,3 +85,28 @@ def test_saved_weights_are_half_precision_and_vouched_for(tmp_path):
 def test_an_unknown_recipe_is_refused_with_the_nearest_name():
     with pytest.raises(AnalysisError, match="Did you mean htsat-mini"):
         zoo.train("htsat-mni")
+
+
+BUNDLED = sorted(path.parent.name for path in zoo.WEIGHTS.glob("*/card.json"))
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_bundled_weights_are_small_and_as_their_card_vouches(name):
+    weights = zoo.WEIGHTS / name / "model.safetensors"
+    card = json.loads(weights.with_name("card.json").read_text(encoding="utf-8"))
+    assert weights.stat().st_size <= 8_000_000
+    assert card["sha256"] == sha256_file(weights)
+    assert card["name"] == name
+    assert {"command", "corpus_fingerprint", "licence", "not_good_for"} <= set(card)
+
+
+def test_htsat_mini_is_as_good_as_its_card_says():
+    promised = zoo.card("htsat-mini")["metrics"]
+    measured = zoo.evaluate("htsat-mini")
+    best = promised["best_layer"]
+    assert measured["clips"] == promised["clips"]
+    for name, row in promised["layers"].items():
+        assert measured["layers"][name]["accuracy"] == pytest.approx(
+            row["accuracy"], abs=0.02
+        )
+    assert measured["layers"][best]["low"] > measured["log_mel"]["high"]
