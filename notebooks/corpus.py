@@ -20,12 +20,15 @@
 
 # %% tags=["parameters"]
 corpus: str = "environment"  # bundled corpus, or a folder of your own sounds
+on_error: str = "raise"  # or skip, to leave out clips that cannot be read
 classes_shown: int = 16  # classes to listen to
 sampling_rate: int = 16000  # of players and spectrograms, Hz
 clips_probed: int = 900  # clips that the baselines use at most
 seed: int = 0  # random seed, zero or more
 
 # %% tags=["hide-input"]
+from typing import Literal
+
 import numpy as np
 import pandas as pd
 from pydantic import Field
@@ -41,6 +44,7 @@ from analysis_lib.sound import players
 
 class Settings(Parameters):
     corpus: str
+    on_error: Literal["raise", "skip"]
     classes_shown: int = Field(ge=1, le=24)
     sampling_rate: int = Field(ge=4000)
     clips_probed: int = Field(ge=10)
@@ -51,7 +55,7 @@ settings = Settings.from_notebook()
 figures.set_theme()
 
 # %% tags=["hide-input"]
-clips = load_corpus(settings.corpus)
+clips = load_corpus(settings.corpus, on_error=settings.on_error)
 provenance(settings, corpus=clips)
 
 # %% [markdown]

@@ -26,6 +26,7 @@ encoder: str = "htsat-mini"  # bundled encoder, hub id, or local folder of a CLA
 corpus: str = "environment"  # bundled corpus, or a folder of your own sounds
 split: str = "test"  # part of the corpus to analyse, where it has parts
 n_per_class: int = 24  # clips of each class; 0 takes all
+on_error: str = "raise"  # or skip, to leave out clips that cannot be read
 permutations: int = 500  # label permutations behind each p-value
 ablation_clips: int = 96  # clips that the ablated network hears
 random_draws: int = 4  # random choices of heads to compare an ablation with
@@ -68,6 +69,7 @@ class Settings(Parameters):
     corpus: str
     split: str
     n_per_class: int = Field(ge=0)
+    on_error: Literal["raise", "skip"]
     permutations: int = Field(ge=20)
     ablation_clips: int = Field(ge=2)
     random_draws: int = Field(ge=1)
@@ -79,7 +81,7 @@ settings = Settings.from_notebook()
 figures.set_theme()
 
 # %% tags=["hide-input"]
-clips = load_corpus(settings.corpus)
+clips = load_corpus(settings.corpus, on_error=settings.on_error)
 if "split" in clips.table and settings.split:
     clips = clips.select(clips.table["split"] == settings.split)
 if settings.n_per_class:
@@ -225,10 +227,11 @@ test = fisher_test(
 null, permuted = fisher_null(labels), test.attrs["permuted"]
 
 # %% [markdown]
-# Asking 184 questions at the 5 % level, one expects nine heads to pass by luck alone.
-# The family-wise p-value of a head is the share of permutations in which the *best* of
-# all heads beats it (max-T, {cite:t}`westfall1993resampling`); it needs no assumption
-# about how the heads depend on each other.
+# Asking {glue:text}`n_heads` questions at the 5 % level, one expects
+# {glue:text}`by_luck:.0f` heads to pass by luck alone. The family-wise p-value of a head
+# is the share of permutations in which the *best* of all heads beats it (max-T,
+# {cite:t}`westfall1993resampling`); it needs no assumption about how the heads depend
+# on each other.
 
 # %%
 taps = model.taps.set_index("name")
@@ -241,6 +244,7 @@ glue(
     n_classes=len(clips.classes),
     n_groups=len(set(groups)),
     n_heads=len(heads),
+    by_luck=0.05 * len(heads),
     fisher_null=null,
     permutation_null=float(test["null"].mean()),
     passed=passed,
