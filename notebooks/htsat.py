@@ -228,8 +228,8 @@ null, permuted = fisher_null(labels), test.attrs["permuted"]
 
 # %% [markdown]
 # Asking {glue:text}`n_heads` questions at the 5 % level, one expects
-# {glue:text}`by_luck:.0f` heads to pass by luck alone. The family-wise p-value of a head
-# is the share of permutations in which the *best* of all heads beats it (max-T,
+# {glue:text}`by_luck:.0f` heads to pass by luck alone. The family-wise p-value of a
+# head is the share of permutations in which the *best* of all heads beats it (max-T,
 # {cite:t}`westfall1993resampling`); it needs no assumption about how the heads depend
 # on each other.
 
