@@ -18,7 +18,7 @@ from analysis_lib.encoders.qwen2_audio_language import (
     mini_config,
     mini_processor,
 )
-from analysis_lib.zoo import measures, qwen2_audio, spoken, wav2vec2, whisper
+from analysis_lib.zoo import beats, measures, qwen2_audio, spoken, wav2vec2, whisper
 
 WORDS = {"ba": 300, "du": 700, "ki": 1500}
 
@@ -194,3 +194,33 @@ def test_edit_distance_and_error_rate() -> None:
     assert right["accuracy"] == 0.75
     assert right["low"] == 0.5
     assert right["high"] == 1.0
+
+
+def test_random_tokens_tell_shapes_and_follow_the_order_of_patches() -> None:
+    generator = torch.Generator().manual_seed(0)
+    clips = [torch.randn(144, 128, generator=generator) for _ in range(8)]
+    tokenizer = beats.RandomTokenizer(clips, 0)
+    image = clips[0][None]
+    tokens = tokenizer(image)
+    assert tokens.shape == (1, 72)
+    assert torch.equal(tokenizer(image + 3.0), tokens)
+    assert len(tokens.unique()) > 36
+    # Token 8 t + f is band f of stretch t, as in the encoder.
+    changed = image.clone()
+    changed[0, 3 * 16 : 4 * 16, 5 * 16 : 6 * 16] *= -1
+    assert (tokenizer(changed) != tokens).nonzero()[:, 1].tolist() == [3 * 8 + 5]
+
+
+def test_moving_and_mixing_keep_power_and_targets() -> None:
+    image = torch.zeros(32, 128)
+    image[:, 60] = 5.0
+    for seed in range(5):
+        moved = beats.move(image, np.random.default_rng(seed))
+        place = moved.argmax(1)
+        assert (place == place[0]).all()
+        assert abs(int(place[0]) - 60) <= beats.HIGHER
+    images = torch.randn(4, 144, 128, generator=torch.Generator().manual_seed(1))
+    mixed, targets = beats.augment(images, torch.eye(4), np.random.default_rng(0))
+    assert torch.isfinite(mixed).all()
+    torch.testing.assert_close(targets.sum(1), torch.ones(4))
+    assert (targets.argmax(1) == torch.arange(4)).all()
