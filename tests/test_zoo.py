@@ -13,7 +13,7 @@ from analysis_lib.base import AnalysisError, sha256_file
 from analysis_lib.zoo.training import fit, save_weights
 
 
-def line(steps, work, stop_after=None, seed=0):
+def line(steps, work, stop_after=None, seed=0, lr=1e-2):
     """Fit y = Ax with dropout; stop early as an interruption would."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.2), nn.Linear(16, 2))
@@ -31,7 +31,7 @@ def line(steps, work, stop_after=None, seed=0):
         return (model(x) - x @ truth).square().mean()
 
     curve = fit(
-        model, batch, loss, steps=steps, lr=1e-2, work=work, seed=seed, every=10,
+        model, batch, loss, steps=steps, lr=lr, work=work, seed=seed, every=10,
         log=lambda text: None,
     )  # fmt: skip
     return model, curve
@@ -58,6 +58,14 @@ def test_interrupted_training_ends_with_the_same_weights(tmp_path):
     resumed, curve = line(60, tmp_path / "cut")
     np.testing.assert_array_equal(weights(whole), weights(resumed))
     np.testing.assert_allclose(whole_curve["loss"], curve["loss"])
+
+
+def test_a_checkpoint_of_another_recipe_is_not_resumed(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        line(60, tmp_path / "used", stop_after=37)
+    changed, _ = line(60, tmp_path / "used", lr=2e-2)
+    fresh, _ = line(60, tmp_path / "fresh", lr=2e-2)
+    np.testing.assert_array_equal(weights(changed), weights(fresh))
 
 
 def test_a_loss_that_is_not_finite_stops_training(tmp_path):

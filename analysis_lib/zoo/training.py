@@ -7,6 +7,7 @@ checkpoint to the weights it would have had.
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from analysis_lib.base import sha256_file, write_atomically
+from analysis_lib.base import digest, sha256_file, write_atomically
 
 Log = Callable[[str], None]
 
@@ -55,7 +56,8 @@ def fit(
         Length of training, peak learning rate, AdamW's decay (matrices only), the
         share of steps spent warming up, and the gradient norm's ceiling.
     work : Path
-        Folder of the checkpoint and of ``curve.csv``.
+        Folder of the checkpoint and of ``curve.csv``. A checkpoint that another recipe
+        left there is not resumed.
     evaluate : callable, optional
         Gives held-out metrics for the curve; run with the model in eval mode.
     every : int
@@ -70,12 +72,16 @@ def fit(
     checkpoint, curve_path = work / "checkpoint.pt", work / "curve.csv"
     optimizer = torch.optim.AdamW(_groups(model, weight_decay), lr=lr, fused=True)
     start, rows = 0, []
+    recipe = _recipe(model, batch, steps, lr, seed, weight_decay, warmup, clip_norm)
     if resume and checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        start, rows = state["step"], state["curve"]
-        log(f"resumed at step {start} of {steps}")
+        if state.get("recipe") == recipe:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            start, rows = state["step"], state["curve"]
+            log(f"resumed at step {start} of {steps}")
+        else:
+            log(f"{checkpoint} is of another recipe: starting anew")
     losses: list[float] = []
     for step in range(start, steps):
         rng = np.random.default_rng((seed, step))
@@ -108,6 +114,7 @@ def fit(
                     "optimizer": optimizer.state_dict(),
                     "step": step + 1,
                     "curve": rows,
+                    "recipe": recipe,
                 },
                 draft,
             )
@@ -137,6 +144,13 @@ def save_weights(model: nn.Module, folder: Path, card: dict[str, Any]) -> None:
     card = card | {"sha256": sha256_file(folder / "model.safetensors")}
     with write_atomically(folder / "card.json") as draft:
         draft.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+
+
+def _recipe(model: nn.Module, batch: Callable[..., Any], *settings: float) -> str:
+    """Hash what decides the weights: the recipe's program text, network, settings."""
+    module = inspect.getmodule(batch)
+    source = inspect.getsource(module) if module else ""
+    return digest(source, str(model), repr(settings))
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
