@@ -405,6 +405,7 @@ def test_box_of_each_chapter_tells_the_run(chapter):
 
 @pytest.mark.site
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_book_rebuilds_byte_for_byte(tmp_path):
     site = built_site()
     before = tmp_path / "before"
