@@ -243,6 +243,8 @@ def tidy(notebook: Any) -> Any:
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell["id"] = "injected-parameters"
             cell.metadata["tags"] = ["injected-parameters", "hide-input"]
+        if "outputs" in cell:
+            cell["outputs"] = _merged(cell["outputs"])
         for output in cell.get("outputs", []):
             kinds = output.get("data", {})
             if output.output_type == "error" or any("widget" in k for k in kinds):
@@ -253,6 +255,22 @@ def tidy(notebook: Any) -> Any:
             if "text/html" in kinds:
                 kinds.pop("application/vnd.plotly.v1+json", None)
     return notebook
+
+
+def _merged(outputs: list[Any]) -> list[Any]:
+    """Join pieces of one stream, which the kernel cuts where its clock falls."""
+    kept: list[Any] = []
+    for output in outputs:
+        last = kept[-1] if kept else None
+        if (
+            last is not None
+            and output.output_type == last.output_type == "stream"
+            and output.name == last.name
+        ):
+            last["text"] += output["text"]
+        else:
+            kept.append(output)
+    return kept
 
 
 def glued_values(notebook: Any) -> dict[str, Any]:

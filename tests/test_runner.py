@@ -197,6 +197,20 @@ def test_result_repeats_byte_for_byte(tiny_run):
     assert tiny_run.output.read_bytes() == before
 
 
+def test_pieces_of_a_stream_are_joined():
+    pieces = [
+        nbformat.v4.new_output("stream", name="stdout", text="one\n"),
+        nbformat.v4.new_output("stream", name="stdout", text="two\n"),
+        nbformat.v4.new_output("stream", name="stderr", text="three\n"),
+        nbformat.v4.new_output("display_data", {"text/plain": "4"}),
+        nbformat.v4.new_output("stream", name="stdout", text="five\n"),
+    ]
+    cell = nbformat.v4.new_code_cell("", outputs=pieces)
+    tidied = tidy(nbformat.v4.new_notebook(cells=[cell])).cells[0].outputs
+    texts = [output.get("text") for output in tidied]
+    assert texts == ["one\ntwo\n", "three\n", None, "five\n"]
+
+
 def test_executed_notebook_is_tidy(tiny_run):
     text = tiny_run.output.read_text()
     assert "0x7f" not in text, "a memory address changes from run to run"
