@@ -62,7 +62,7 @@ def by_hand(encoder, wave):
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_pooling_is_over_each_clips_own_frames(corpus, pool, pads, batch_size):
     encoder = toy_encoder(pads=pads)
-    tree = extract(encoder, corpus, BOTH, pool, batch_size=batch_size, chunk=4)
+    tree = extract(encoder, corpus, "layer", pool, batch_size=batch_size, chunk=4)
     for i in range(len(corpus)):
         with torch.inference_mode():
             outputs = by_hand(encoder, corpus.audio(i, RATE))
@@ -167,27 +167,27 @@ def test_htsat_means_are_means_of_its_tokens(corpus):
 
 
 def test_finished_work_is_reused(corpus, passes_made, monkeypatch):
-    first = extract(toy_encoder(), corpus, BOTH)
+    first = extract(toy_encoder(), corpus, "layer")
     made = len(passes_made)
     assert made > 0
-    again = extract(toy_encoder(), corpus, BOTH)
+    again = extract(toy_encoder(), corpus, "layer")
     assert len(passes_made) == made
     np.testing.assert_array_equal(vectors(first, "L3"), vectors(again, "L3"))
 
 
 CHANGES = {
-    "weights": lambda e, c: (toy_encoder(seed=1), c, BOTH, "mean"),
-    "clips": lambda e, c: (e, c.select(range(10)), BOTH, "mean"),
-    "order": lambda e, c: (e, c.select([1, 0, *range(2, 11)]), BOTH, "mean"),
-    "taps": lambda e, c: (e, c, ("layer",), "mean"),
-    "pool": lambda e, c: (e, c, BOTH, "max"),
-    "dtype": lambda e, c: (toy_encoder(dtype=torch.bfloat16), c, BOTH, "mean"),
+    "weights": lambda e, c: (toy_encoder(seed=1), c, "layer", "mean"),
+    "clips": lambda e, c: (e, c.select(range(10)), "layer", "mean"),
+    "order": lambda e, c: (e, c.select([1, 0, *range(2, 11)]), "layer", "mean"),
+    "taps": lambda e, c: (e, c, "head", "mean"),
+    "pool": lambda e, c: (e, c, "layer", "max"),
+    "dtype": lambda e, c: (toy_encoder(dtype=torch.bfloat16), c, "layer", "mean"),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_is_changed_is_computed_anew(corpus, passes_made, cache, change):
-    extract(toy_encoder(), corpus, BOTH)
+    extract(toy_encoder(), corpus, "layer")
     made = len(passes_made)
     extract(*CHANGES[change](toy_encoder(), corpus))
     assert len(passes_made) > made
@@ -195,10 +195,10 @@ def test_what_is_changed_is_computed_anew(corpus, passes_made, cache, change):
 
 
 def test_other_code_is_another_key(corpus, passes_made, monkeypatch):
-    extract(toy_encoder(), corpus, BOTH)
+    extract(toy_encoder(), corpus, "layer")
     made = len(passes_made)
     monkeypatch.setattr("analysis_lib.extract.code_version", lambda: "other")
-    extract(toy_encoder(), corpus, BOTH)
+    extract(toy_encoder(), corpus, "layer")
     assert len(passes_made) == 2 * made
 
 
@@ -232,9 +232,9 @@ def test_a_clip_without_finite_numbers_is_named(corpus):
     assert 0 < len(bad) < len(lengths)
     names = list(corpus.table["clip"])
     with pytest.raises(AnalysisError, match="no finite numbers") as caught:
-        extract(encoder, corpus, BOTH)
+        extract(encoder, corpus, "layer")
     assert any(names[i] in str(caught.value) for i in bad)
-    tree = extract(encoder, corpus, BOTH, on_error="skip", chunk=4)
+    tree = extract(encoder, corpus, "layer", on_error="skip", chunk=4)
     assert len(tree.attrs["skipped"]) == len(bad)
     kept = [name for i, name in enumerate(names) if i not in bad]
     assert list(tree["layer/L0"]["clip"].values) == kept
@@ -326,7 +326,7 @@ def test_progress_only_where_asked_or_in_a_terminal(corpus, capsys, monkeypatch)
 
 def test_dask_workers_write_the_same_numbers(corpus, cache, passes_made):
     distributed = pytest.importorskip("distributed")
-    alone = extract(toy_encoder(), corpus, BOTH, chunk=3)
+    alone = extract(toy_encoder(), corpus, "layer", chunk=3)
     alone_values = vectors(alone, "L8")
     made = len(passes_made)
     with (
@@ -336,13 +336,13 @@ def test_dask_workers_write_the_same_numbers(corpus, cache, passes_made):
         distributed.Client(cluster) as client,
     ):
         shared = extract(
-            toy_encoder(), corpus, BOTH, chunk=3, client=client,
+            toy_encoder(), corpus, "layer", chunk=3, client=client,
             store=cache / "shared.zarr",
         )  # fmt: skip
     assert len(passes_made) == 2 * made
     np.testing.assert_array_equal(vectors(shared, "L8"), alone_values)
     with pytest.raises(AnalysisError, match="in order"):
-        extract(toy_encoder(), corpus, BOTH, "frames", client=object())
+        extract(toy_encoder(), corpus, "layer", "frames", client=object())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource module")
@@ -352,11 +352,11 @@ def test_memory_does_not_grow_with_the_number_of_clips(corpus):
 
     many = corpus.select(np.arange(440) % 11)
     encoder = toy_encoder()
-    extract(encoder, corpus, BOTH, chunk=8)  # imports and caches
+    extract(encoder, corpus, "layer", chunk=8)  # imports and caches
     peaks = []
     for clips in (many.select(range(44)), many):
         tracemalloc.start()
-        extract(encoder, clips, BOTH, chunk=8)
+        extract(encoder, clips, "layer", chunk=8)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     # What grows is the table of clips, not their sound.
