@@ -383,9 +383,10 @@ def test_ablation_of_one_head_takes_its_part_of_w_o_away(encoder, waves):
 def test_mean_ablation(encoder, waves):
     batch = encoder.prepare(waves[:1])
     means = np.array([[1.0, 2.0], [3.0, 4.0]])
+    # Recorded before or after the ablation began, a head is seen as ablated.
     with (
-        ablate(encoder, [(0, 0, 1), (1, 1, 2)], means),
         record(encoder, ["head"]) as found,
+        ablate(encoder, [(0, 0, 1), (1, 1, 2)], means),
     ):
         encoder.forward(batch)
     assert (heads_of(encoder, found, 0, 0)[..., 1, :] == torch.tensor([1.0, 2.0])).all()

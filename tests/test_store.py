@@ -98,7 +98,7 @@ original = store.write
 def slow(path, number, *rest):
     original(path, number, *rest)
     print("chunk", number, flush=True)
-    time.sleep(0.05)
+    time.sleep(0.3)
 store.write = slow
 print("ready", flush=True)
 corpus = load_corpus(sys.argv[2])
@@ -121,15 +121,14 @@ def test_killed_run_ends_with_the_same_bytes(folder, tmp_path):
     for line in process.stdout:
         if line.startswith("chunk 1"):
             break
-    time.sleep(0.06)  # somewhere in the work on the third chunk
+    time.sleep(0.31)  # about when the third chunk is computed and written
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
     assert cut.exists()
     left = store.unfinished(cut)
-    assert set(left) >= {4, 5}
-    assert 0 not in left
-    assert 1 not in left
+    assert 2 <= len(left) <= 4  # of six
+    assert left == list(range(left[0], 6))
     extract(encoder, corpus, ["layer"], chunk=2, store=cut)
     assert files_of(cut) == files_of(whole)
 

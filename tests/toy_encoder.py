@@ -46,7 +46,7 @@ def prepare(waves):
     for k, wave in enumerate(waves):
         cut = torch.from_numpy(wave[: int(valid[k]) * HOP])
         frames[k, : valid[k]] = cut.view(-1, HOP)
-    return Batch({"frames": frames}, valid)
+    return Batch({"frames": frames}, None if (valid == longest).all() else valid)
 
 
 def times(n):
