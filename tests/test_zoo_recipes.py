@@ -20,7 +20,15 @@ from analysis_lib.encoders.qwen2_audio_language import (
     mini_config,
     mini_processor,
 )
-from analysis_lib.zoo import beats, measures, qwen2_audio, spoken, wav2vec2, whisper
+from analysis_lib.zoo import (
+    beats,
+    measures,
+    qwen2_audio,
+    spoken,
+    training,
+    wav2vec2,
+    whisper,
+)
 
 WORDS = {"ba": 300, "du": 700, "ki": 1500}
 
@@ -60,7 +68,7 @@ def test_recipe_trains_resumes_and_vouches_for_its_weights(
     monkeypatch.setattr(recipe, "spoken", toy_speech)
     monkeypatch.setattr(recipe, "STEPS", 4)
     monkeypatch.setattr(recipe, "BATCH", 4)
-    monkeypatch.setattr(recipe, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(training, "cache_dir", lambda: tmp_path / "cache")
     whole_fit = recipe.fit
     monkeypatch.setattr(recipe, "fit", lambda *a, **k: whole_fit(*a, **k, every=2))
     lines: list[str] = []
@@ -103,9 +111,9 @@ def test_cut_off_training_goes_on_to_the_same_weights(
         return curve
 
     monkeypatch.setattr(wav2vec2, "fit", fit)
-    monkeypatch.setattr(wav2vec2, "cache_dir", lambda: tmp_path / "whole")
+    monkeypatch.setattr(training, "cache_dir", lambda: tmp_path / "whole")
     wav2vec2.train(tmp_path / "a", log=lambda _: None)
-    monkeypatch.setattr(wav2vec2, "cache_dir", lambda: tmp_path / "cut")
+    monkeypatch.setattr(training, "cache_dir", lambda: tmp_path / "cut")
     real_loss, calls = wav2vec2.ctc_loss, []
 
     def cut(*given: Any, **named: Any) -> Any:

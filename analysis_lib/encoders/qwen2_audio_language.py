@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from analysis_lib.base import AnalysisError
-from analysis_lib.encoders.checkpoints import WEIGHTS
+from analysis_lib.encoders.checkpoints import find
 from analysis_lib.encoders.speech import fetch, quietly
 
 PROMPT = "<|audio_bos|><|AUDIO|><|audio_eos|>"
@@ -40,7 +40,7 @@ def load_full(name: str) -> tuple[Qwen2AudioForConditionalGeneration, Any]:
         ``qwen2-audio-mini``, a folder or a hub id. The 7 B model takes 34 GB in
         float32.
     """
-    place = str(WEIGHTS / name) if (WEIGHTS / name).is_dir() else name
+    place = find(name).location
     processor = fetch(AutoProcessor, place, "processor_config.json")
     try:
         with quietly():

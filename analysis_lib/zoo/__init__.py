@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis_lib.base import AnalysisError
+from analysis_lib.encoders.checkpoints import WEIGHTS
 from analysis_lib.zoo.training import Log
 
 # Name of a model -> the module of this package that trains it.
@@ -19,7 +20,6 @@ RECIPES = {
     "whisper-mini": "whisper",
     "qwen2-audio-mini": "qwen2_audio",
 }
-WEIGHTS = Path(__file__).parents[1] / "encoders" / "weights"
 
 
 def names() -> list[str]:

@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import ClapAudioModel
 
-from analysis_lib.base import cache_dir
 from analysis_lib.corpora import Corpus, load_corpus
 from analysis_lib.encoders import load_encoder
 from analysis_lib.encoders.htsat import MINI_FRONT_END, htsat_config
 from analysis_lib.zoo.evaluation import probe_layers, unheard
-from analysis_lib.zoo.training import Log, fit, save_weights
+from analysis_lib.zoo.training import Log, finish, fit, workspace
 
 NAME = "htsat-mini"
 CORPUS = "environment"
@@ -80,7 +79,7 @@ def train(
         loss,
         steps=STEPS,
         lr=LR,
-        work=cache_dir() / "zoo" / f"{NAME}-{seed}",
+        work=workspace(NAME, seed),
         seed=seed,
         evaluate=held_out,
         resume=resume,
@@ -90,21 +89,20 @@ def train(
     encoder.config.save_pretrained(out)
     front_end = json.dumps(MINI_FRONT_END.to_dict(), indent=2)
     (out / "preprocessor_config.json").write_text(front_end + "\n")
-    curve.to_csv(out / "curve.csv", index=False, float_format="%.4g")
-    card = {
-        "name": NAME,
-        "architecture": "ClapAudioModel (HTS-AT): 4 stages, 12 blocks, 184 heads",
-        "command": f"python -m analysis_lib zoo train {NAME}",
-        "corpus": CORPUS,
-        "corpus_fingerprint": corpus.fingerprint,
-        "licence": "MIT",
-        "not_good_for": "real recordings: it has heard only synthesised sounds",
-        "own_head_accuracy": float(curve["held_out_accuracy"].iloc[-1]),
-    }
-    save_weights(encoder, out, card)
-    card["metrics"] = evaluate(str(out))
-    save_weights(encoder, out, card)
-    return card
+    return finish(
+        encoder,
+        out,
+        curve,
+        evaluate,
+        name=NAME,
+        architecture="ClapAudioModel (HTS-AT): 4 stages, 12 blocks, 184 heads",
+        command=f"python -m analysis_lib zoo train {NAME}",
+        corpus=CORPUS,
+        corpus_fingerprint=corpus.fingerprint,
+        licence="MIT",
+        not_good_for="real recordings: it has heard only synthesised sounds",
+        own_head_accuracy=float(curve["held_out_accuracy"].iloc[-1]),
+    )
 
 
 def evaluate(name: str = NAME) -> dict[str, Any]:

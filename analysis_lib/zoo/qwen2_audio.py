@@ -21,8 +21,7 @@ from torch.nn.functional import cross_entropy, gelu
 from transformers import Qwen2AudioForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import sinusoids
 
-from analysis_lib.base import cache_dir
-from analysis_lib.encoders import checkpoints, qwen2_audio
+from analysis_lib.encoders import qwen2_audio
 from analysis_lib.encoders.qwen2_audio_language import (
     PROMPT,
     load_full,
@@ -31,7 +30,7 @@ from analysis_lib.encoders.qwen2_audio_language import (
 )
 from analysis_lib.zoo.measures import error_rate, share
 from analysis_lib.zoo.spoken import RATE, draw, spoken, vary
-from analysis_lib.zoo.training import Log, fit, save_weights
+from analysis_lib.zoo.training import Log, finish, fit, workspace
 
 NAME = "qwen2-audio-mini"
 STEPS, BATCH, LR = 2600, 40, 2e-3
@@ -93,7 +92,7 @@ def train(
         loss,
         steps=STEPS,
         lr=LR,
-        work=cache_dir() / "zoo" / f"{NAME}-{seed}",
+        work=workspace(NAME, seed),
         seed=seed,
         evaluate=accuracy,
         resume=resume,
@@ -102,28 +101,26 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(out)
     processor.save_pretrained(out)
-    curve.to_csv(out / "curve.csv", index=False, float_format="%.4g")
-    card: dict[str, Any] = {
-        "name": NAME,
-        "architecture": "Qwen2-Audio: tower 4 × 128 on 4 s, projector, Qwen2 4 × 128",
-        "learns": "the next token of what is said",
-        "command": f"python -m analysis_lib zoo train {NAME}",
-        "seed": seed,
-        "corpus": "words and utterances, voices of the train split",
-        "corpus_fingerprint": heard.fingerprint,
-        "licence": "MIT",
-        "not_good_for": "human speech or any other question: it only writes down words",
-    }
-    save_weights(model, out, card)
-    card["metrics"] = evaluate(str(out))
-    save_weights(model, out, card)
-    return card
+    return finish(
+        model,
+        out,
+        curve,
+        evaluate,
+        name=NAME,
+        architecture="Qwen2-Audio: tower 4 × 128 on 4 s, projector, Qwen2 4 × 128",
+        learns="the next token of what is said",
+        command=f"python -m analysis_lib zoo train {NAME}",
+        seed=seed,
+        corpus="words and utterances, voices of the train split",
+        corpus_fingerprint=heard.fingerprint,
+        licence="MIT",
+        not_good_for="human speech or any other question: it only writes down words",
+    )
 
 
 def evaluate(name: str = NAME) -> dict[str, Any]:
     """Words written, by ``generate``, in voices that were not heard in training."""
-    place = checkpoints.WEIGHTS / name
-    model, processor = load_full(str(place) if place.is_dir() else name)
+    model, processor = load_full(name)
     known = spoken("test")
     new = spoken("test", held_out_words=True).of("words")
     words, utterances = known.of("words"), known.of("utterances")

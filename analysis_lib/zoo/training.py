@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from analysis_lib.base import digest, sha256_file, write_atomically
+from analysis_lib.base import cache_dir, digest, sha256_file, write_atomically
 
 Log = Callable[[str], None]
 
@@ -124,6 +124,40 @@ def fit(
     return pd.DataFrame(rows)
 
 
+def workspace(name: str, seed: int) -> Path:
+    """Folder of the checkpoints of one training."""
+    return cache_dir() / "zoo" / f"{name}-{seed}"
+
+
+def finish(
+    model: nn.Module,
+    out: Path,
+    curve: pd.DataFrame,
+    evaluate: Callable[[str], dict[str, Any]],
+    **about: Any,
+) -> dict[str, Any]:
+    """Write weights, curve and card to ``out``, and measure what was written.
+
+    Parameters
+    ----------
+    evaluate : callable
+        ``evaluate(folder)`` gives the metrics of the card.
+    **about
+        What the card says besides: ``name``, ``architecture``, ``learns``, …
+
+    Returns
+    -------
+    dict
+        The card.
+    """
+    save_weights(model, out, about)
+    curve.to_csv(out / "curve.csv", index=False, float_format="%.4g")
+    card = json.loads((out / "card.json").read_text(encoding="utf-8"))
+    card["metrics"] = evaluate(str(out))
+    _write_card(out, card)
+    return card
+
+
 def save_weights(model: nn.Module, folder: Path, card: dict[str, Any]) -> None:
     """Write float16 weights and the card that vouches for them (with their sha256).
 
@@ -141,9 +175,12 @@ def save_weights(model: nn.Module, folder: Path, card: dict[str, Any]) -> None:
     }
     with write_atomically(folder / "model.safetensors") as draft:
         save_file(halved, draft, metadata={"format": "pt"})
-    card = card | {"sha256": sha256_file(folder / "model.safetensors")}
+    _write_card(folder, card | {"sha256": sha256_file(folder / "model.safetensors")})
+
+
+def _write_card(folder: Path, card: dict[str, Any]) -> None:
     with write_atomically(folder / "card.json") as draft:
-        draft.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+        draft.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _recipe(model: nn.Module, batch: Callable[..., Any], *settings: float) -> str:

@@ -17,17 +17,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, ctc_loss, log_softmax
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 
-from analysis_lib.base import cache_dir
-from analysis_lib.encoders import checkpoints
+from analysis_lib.encoders.checkpoints import find
+from analysis_lib.encoders.speech import quietly
 from analysis_lib.encoders.speech_front_ends import WaveformFrontEnd
 from analysis_lib.zoo.measures import error_rate
 from analysis_lib.zoo.spoken import draw, seed_masks, spoken, vary
-from analysis_lib.zoo.training import Log, fit, save_weights
+from analysis_lib.zoo.training import Log, finish, fit, workspace
 
 NAME = "wav2vec2-mini"
 STEPS, BATCH, LR = 3000, 24, 1.5e-3
@@ -159,7 +158,7 @@ def train(
         loss,
         steps=STEPS,
         lr=LR,
-        work=cache_dir() / "zoo" / f"{NAME}-{seed}",
+        work=workspace(NAME, seed),
         seed=seed,
         evaluate=phone_error_rate,
         resume=resume,
@@ -168,22 +167,21 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     settings.save_pretrained(out)
     Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(out)
-    curve.to_csv(out / "curve.csv", index=False, float_format="%.4g")
-    card: dict[str, Any] = {
-        "name": NAME,
-        "architecture": "Wav2Vec2ForCTC: 7 convolutions, 12 pre-norm layers, 48 heads",
-        "learns": "CTC on phones, guided by a head on annotated frames",
-        "command": f"python -m analysis_lib zoo train {NAME}",
-        "seed": seed,
-        "corpus": "words and utterances, voices of the train split",
-        "corpus_fingerprint": heard.fingerprint,
-        "licence": "MIT",
-        "not_good_for": "human speech: it has heard only espeak-ng's voices",
-    }
-    save_weights(model, out, card)
-    card["metrics"] = evaluate(str(out))
-    save_weights(model, out, card)
-    return card
+    return finish(
+        model,
+        out,
+        curve,
+        evaluate,
+        name=NAME,
+        architecture="Wav2Vec2ForCTC: 7 convolutions, 12 pre-norm layers, 48 heads",
+        learns="CTC on phones, guided by a head on annotated frames",
+        command=f"python -m analysis_lib zoo train {NAME}",
+        seed=seed,
+        corpus="words and utterances, voices of the train split",
+        corpus_fingerprint=heard.fingerprint,
+        licence="MIT",
+        not_good_for="human speech: it has heard only espeak-ng's voices",
+    )
 
 
 def evaluate(name: str = NAME) -> dict[str, Any]:
@@ -205,11 +203,8 @@ def evaluate(name: str = NAME) -> dict[str, Any]:
 
 def load_ctc(name: str = NAME) -> Wav2Vec2ForCTC:
     """Load the model with its CTC head; ``config.phones`` names the symbols."""
-    folder = checkpoints.WEIGHTS / name
-    folder = folder if folder.is_dir() else Path(name)
-    model = Wav2Vec2ForCTC(Wav2Vec2Config.from_pretrained(folder))
-    state = load_file(folder / "model.safetensors")
-    model.load_state_dict({key: value.float() for key, value in state.items()})
+    with quietly():
+        model = Wav2Vec2ForCTC.from_pretrained(find(name).location, dtype=torch.float32)
     return model.eval().requires_grad_(False)
 
 

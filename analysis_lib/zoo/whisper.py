@@ -15,18 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from analysis_lib.base import cache_dir
-from analysis_lib.encoders import checkpoints
-from analysis_lib.encoders.speech import default_extractor
+from analysis_lib.encoders.checkpoints import find
+from analysis_lib.encoders.speech import default_extractor, quietly
 from analysis_lib.encoders.speech_front_ends import prepare_whisper
 from analysis_lib.zoo.measures import error_rate, share
 from analysis_lib.zoo.spoken import draw, seed_masks, spoken, vary
-from analysis_lib.zoo.training import Log, fit, save_weights
+from analysis_lib.zoo.training import Log, finish, fit, workspace
 
 NAME = "whisper-mini"
 STEPS, BATCH, LR = 2400, 32, 1.5e-3
@@ -110,7 +108,7 @@ def train(
         loss,
         steps=STEPS,
         lr=LR,
-        work=cache_dir() / "zoo" / f"{NAME}-{seed}",
+        work=workspace(NAME, seed),
         seed=seed,
         evaluate=accuracy,
         resume=resume,
@@ -119,31 +117,29 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     settings.save_pretrained(out)
     extractor.save_pretrained(out)
-    curve.to_csv(out / "curve.csv", index=False, float_format="%.4g")
-    card: dict[str, Any] = {
-        "name": NAME,
-        "architecture": "Whisper: 6 encoder layers on 3 s, 24 heads; 2 decoder layers",
-        "learns": "to spell the words it hears",
-        "command": f"python -m analysis_lib zoo train {NAME}",
-        "seed": seed,
-        "corpus": "words and utterances, voices of the train split",
-        "corpus_fingerprint": heard.fingerprint,
-        "licence": "MIT",
-        "not_good_for": "human speech: it has heard only espeak-ng's voices",
-    }
-    save_weights(model, out, card)
-    card["metrics"] = evaluate(str(out))
-    save_weights(model, out, card)
-    return card
+    return finish(
+        model,
+        out,
+        curve,
+        evaluate,
+        name=NAME,
+        architecture="Whisper: 6 encoder layers on 3 s, 24 heads; 2 decoder layers",
+        learns="to spell the words it hears",
+        command=f"python -m analysis_lib zoo train {NAME}",
+        seed=seed,
+        corpus="words and utterances, voices of the train split",
+        corpus_fingerprint=heard.fingerprint,
+        licence="MIT",
+        not_good_for="human speech: it has heard only espeak-ng's voices",
+    )
 
 
 def evaluate(name: str = NAME) -> dict[str, Any]:
     """Words written in voices that were not heard in training."""
-    folder = checkpoints.WEIGHTS / name
-    folder = folder if folder.is_dir() else Path(name)
-    model = WhisperForConditionalGeneration(WhisperConfig.from_pretrained(folder))
-    state = load_file(folder / "model.safetensors")
-    model.load_state_dict({key: value.float() for key, value in state.items()})
+    with quietly():
+        model = WhisperForConditionalGeneration.from_pretrained(
+            find(name).location, dtype=torch.float32
+        )
     model.eval().requires_grad_(False)
     known = spoken("test")
     new = spoken("test", held_out_words=True).of("words")
