@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import ortho_group
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import Ridge
-from sklearn.metrics import balanced_accuracy_score, f1_score
+from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss
 
 from analysis_lib.probing import (
     ProbeWarning,
@@ -17,7 +17,7 @@ from analysis_lib.probing import (
     linear_probe,
 )
 from analysis_lib.probing.ridge import PENALTIES, FoldedRidge
-from analysis_lib.stats import permute_labels
+from analysis_lib.stats import bootstrap_counts, permute_labels
 
 N, WIDTH, N_CLASSES = 120, 10, 4
 LABELS = np.arange(N) % N_CLASSES
@@ -183,6 +183,51 @@ def test_scores_are_scikit_learns(method):
     assert result.interval.low < result.accuracy < result.interval.high
     assert result.log_loss < np.log(3)
     assert set(result.row()) >= {"accuracy", "low", "high", "chance", "p"}
+
+
+def test_intervals_of_f1_and_log_loss_are_scikit_learns_on_drawn_groups():
+    y = np.where(LABELS == 3, 0, LABELS)
+    result = linear_probe(features(), y, GROUPS, n_permutations=0, n_bootstrap=200)
+    counts = bootstrap_counts(result.groups, 200, 0, strata=result.y)
+    f1, loss = [], []
+    for drawn in counts:
+        clips = np.repeat(np.arange(len(result.y)), drawn)
+        truth, guess = result.y[clips], result.predictions[clips]
+        present = np.unique(truth)
+        f1.append(f1_score(truth, guess, labels=present, average="macro"))
+        weights = 1 / np.bincount(truth)[truth]
+        loss.append(
+            log_loss(
+                truth,
+                result.probabilities[clips],
+                sample_weight=weights,
+                labels=[0, 1, 2],
+            )
+        )
+    np.testing.assert_allclose(
+        [result.macro_f1_interval, result.log_loss_interval],
+        [np.percentile(f1, [2.5, 97.5]), np.percentile(loss, [2.5, 97.5])],
+    )
+    assert (
+        result.macro_f1_interval.low < result.macro_f1 < result.macro_f1_interval.high
+    )
+    assert (
+        result.log_loss_interval.low < result.log_loss < result.log_loss_interval.high
+    )
+    row = result.row()
+    assert (row["macro_f1_low"], row["log_loss_high"]) == (
+        result.macro_f1_interval.low,
+        result.log_loss_interval.high,
+    )
+
+
+def test_intervals_of_f1_and_log_loss_shrink_with_more_clips():
+    wide, narrow = (
+        linear_probe(features()[:n], LABELS[:n], n_permutations=0)
+        for n in (len(LABELS) // 4, len(LABELS))
+    )
+    for name in ("macro_f1_interval", "log_loss_interval"):
+        assert np.ptp(getattr(wide, name)) > np.ptp(getattr(narrow, name))
 
 
 def test_planted_signal_is_read_and_noise_stays_in_its_band():

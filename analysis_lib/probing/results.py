@@ -61,9 +61,14 @@ class ProbeResult:
     chance : float
         1 / C, the balanced accuracy of any constant or random answer.
     macro_f1 : float
+        Mean over classes of 2 hits / (clips of the class + clips taken for it).
+    macro_f1_interval : Interval
+        Of the same bootstrap as ``interval``.
     log_loss : float
         Mean over classes of -log probability of the right class, in nats; chance is
         log C.
+    log_loss_interval : Interval
+        Of the same bootstrap.
     null : Null or None
     classes : (C,) array
     clips, y, groups, folds, predictions : (n,) arrays
@@ -88,7 +93,9 @@ class ProbeResult:
     standard_error: float
     chance: float
     macro_f1: float
+    macro_f1_interval: Interval
     log_loss: float
+    log_loss_interval: Interval
     null: Null | None
     classes: NDArray
     clips: Ints
@@ -123,7 +130,11 @@ class ProbeResult:
             "standard_error": self.standard_error,
             "chance": self.chance,
             "macro_f1": self.macro_f1,
+            "macro_f1_low": self.macro_f1_interval.low,
+            "macro_f1_high": self.macro_f1_interval.high,
             "log_loss": self.log_loss,
+            "log_loss_low": self.log_loss_interval.low,
+            "log_loss_high": self.log_loss_interval.high,
             "null_low": np.nan if null is None else null.band.low,
             "null_high": np.nan if null is None else null.band.high,
             "p": np.nan if null is None else null.p,
@@ -146,12 +157,48 @@ def balanced_accuracy(
     -------
     (draws,) array; one value without weights
     """
+    return mean_over_classes(y, predictions == y, weights)
+
+
+def macro_f1(y: Ints, predictions: Ints, weights: Ints | None = None) -> Floats:
+    """Mean over present classes of F1, under each row of clip weights.
+
+    Parameters
+    ----------
+    y, predictions : (n,) int arrays
+    weights : (draws, n) array, optional
+
+    Returns
+    -------
+    (draws,) array; one value without weights
+    """
+    counts = np.ones((1, len(y))) if weights is None else weights
+    n_classes = 1 + int(max(y.max(), predictions.max()))
+    truth, taken = np.eye(n_classes)[y], np.eye(n_classes)[predictions]
+    present, hits = counts @ truth, counts @ (truth * taken)
+    f1 = 2 * hits / np.maximum(present + counts @ taken, 1)
+    return np.nanmean(np.where(present > 0, f1, np.nan), axis=1)
+
+
+def mean_over_classes(y: Ints, values: NDArray, weights: Ints | None = None) -> Floats:
+    """Mean over present classes of their mean value, under each row of clip weights.
+
+    Parameters
+    ----------
+    y : (n,) int array
+    values : (n,) array
+        A number a clip: whether it was recognised, say, or its surprise.
+    weights : (draws, n) array, optional
+
+    Returns
+    -------
+    (draws,) array; one value without weights
+    """
     counts = np.ones((1, len(y))) if weights is None else weights
     one_hot = np.eye(int(y.max()) + 1)[y]
-    totals = counts @ one_hot
-    hits = counts @ (one_hot * (predictions == y)[:, None])
-    recall = np.where(totals > 0, hits / np.maximum(totals, 1), np.nan)
-    return np.nanmean(recall, axis=1)
+    present, sums = counts @ one_hot, counts @ (one_hot * values[:, None])
+    means = np.where(present > 0, sums / np.maximum(present, 1), np.nan)
+    return np.nanmean(means, axis=1)
 
 
 def score(
@@ -169,24 +216,22 @@ def score(
 ) -> ProbeResult:
     """Turn held-out class scores and probabilities (n, C) into a result."""
     y, predictions = splits.codes, scores.argmax(axis=1)
-    n_classes = len(splits.classes)
     accuracy = float(balanced_accuracy(y, predictions)[0])
+    surprise = -np.log(np.maximum(probabilities[np.arange(len(y)), y], 1e-15))
     counts = bootstrap_counts(splits.groups, n_bootstrap, seed, strata=y)
     draws = balanced_accuracy(y, predictions, counts)
-    confusion = np.zeros((n_classes, n_classes))
-    np.add.at(confusion, (y, predictions), 1)
-    right = np.diag(confusion)
-    f1 = 2 * right / (confusion.sum(axis=0) + confusion.sum(axis=1))
-    surprise = -np.log(np.maximum(probabilities[np.arange(len(y)), y], 1e-15))
-    class_surprise = np.bincount(y, weights=surprise) / np.bincount(y)
+    f1_draws = macro_f1(y, predictions, counts)
+    loss_draws = mean_over_classes(y, surprise, counts)
     folds = range(splits.n_splits)
     return ProbeResult(
         accuracy=accuracy,
         interval=percentile_interval(draws, level),
         standard_error=float(draws.std(ddof=1)),
-        chance=1 / n_classes,
-        macro_f1=float(f1.mean()),
-        log_loss=float(class_surprise.mean()),
+        chance=1 / len(splits.classes),
+        macro_f1=float(macro_f1(y, predictions)[0]),
+        macro_f1_interval=percentile_interval(f1_draws, level),
+        log_loss=float(mean_over_classes(y, surprise)[0]),
+        log_loss_interval=percentile_interval(loss_draws, level),
         null=None if null is None else _null(accuracy, *null),
         classes=splits.classes,
         clips=splits.clips,
