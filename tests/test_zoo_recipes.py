@@ -249,7 +249,7 @@ def test_beats_recipe_trains_both_stages_and_resumes(
     monkeypatch.setattr(beats, "SSL_STEPS", 2)
     monkeypatch.setattr(beats, "STEPS", 2)
     monkeypatch.setattr(beats, "BATCH", 4)
-    monkeypatch.setattr(beats, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(training, "cache_dir", lambda: tmp_path / "cache")
     monkeypatch.setattr(
         beats, "evaluate", lambda name: {"print": load_encoder(name).fingerprint}
     )

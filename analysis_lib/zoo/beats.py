@@ -6,9 +6,13 @@ clip's steady background, coarsely seen: codes of the plain level say little mor
 which band a patch is from, and codes of its fine grain only tell noise from noise.
 Then it learns call types, birds and environmental sounds.
 
-All its animals are made for it by the recipe of ``calls``, under numbers that the
-corpus does not have: no animal of the book was ever heard in training. Of
-``environment`` it hears the train split.
+All that it hears is made for it by the recipes of ``calls`` and ``environment``, under
+numbers that the bundled corpora do not have: no animal and no source of the book was
+ever heard in training.
+
+The patch embedding starts from whitened patches. Nine tenths of a patch's variance is
+its level; after random filters little else is left of it, and post-norm layers on
+tokens so much alike collapse before they learn.
 
 The first stage is kept as ``beats-mini-ssl`` beside the second.
 
@@ -16,6 +20,7 @@ References
 ----------
 Chen et al. (2023), "BEATs: Audio Pre-Training with Acoustic Tokenizers", section 3.
 Chiu et al. (2022), "Self-supervised Learning with Random-projection Quantizer".
+LeCun et al. (1998), "Efficient BackProp", section 4.3 (whitening the inputs).
 """
 
 from __future__ import annotations
@@ -33,14 +38,13 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy, normalize, unfold
 
 from analysis_lib.base import cache_dir, digest, write_atomically
-from analysis_lib.corpora import Corpus, load_corpus
+from analysis_lib.corpora import Corpus, calls, environment, load_corpus
 from analysis_lib.corpora.audiofolder import read_audiofolder
 from analysis_lib.corpora.build import recipe_fingerprint
-from analysis_lib.corpora.calls import make_clips
 from analysis_lib.encoders import beats, load_encoder
 from analysis_lib.encoders.beats import BEATs, BEATsConfig
 from analysis_lib.zoo.evaluation import probe_layers, unheard
-from analysis_lib.zoo.training import Log, fit, save_weights
+from analysis_lib.zoo.training import Log, finish, fit, workspace
 
 NAME = "beats-mini"
 CONFIG = BEATsConfig(
@@ -48,13 +52,15 @@ CONFIG = BEATsConfig(
     encoder_embed_dim=96,
     encoder_ffn_embed_dim=384,
     encoder_attention_heads=4,
+    conv_bias=True,
     dropout=0.1,
 )
-OTTERS, FINCHES = range(100, 124), range(100, 130)
+OTTERS, FINCHES, SOURCES = range(100, 124), range(100, 130), range(100, 124)
+KINDS = ("otter", "finch", "environment")
 STRETCHES = 9  # of 160 ms: what one training example holds
 CODES, CODE_SIZE, MASKED, COARSE = 256, 16, 0.5, 4
-SSL_STEPS, STEPS, BATCH = 1000, 3000, 32
-SSL_LR, LR = 1e-3, 1.5e-3
+SSL_STEPS, STEPS, BATCH, LR = 800, 4400, 16, 5e-4
+WHITENING_FLOOR = 0.1  # variance added to that of each principal component
 HIGHER = 6  # mel bands by which a training example may be moved up or down
 # What is asked of it afterwards; none of it was heard.
 HELD_OUT = ("otters", "finches", "environment")
@@ -130,31 +136,40 @@ def train(
     The first stage goes to a folder beside it. Returns the card of the second. A run
     that was cut off resumes from its last checkpoint.
     """
-    work = cache_dir() / "zoo"
     heard, held_out = training_corpora(log)
     classes = sorted({label for corpus in heard for label in corpus.labels})
-    data = [(features_of(c), codes_of(c, classes), weights_of(c)) for c in heard]
     tests = {c.name: (features_of(c), codes_of(c, classes)) for c in held_out}
-    features = [clip for part, _, _ in data for clip in part]
-    labels = np.concatenate([codes for _, codes, _ in data])
-    weights = np.concatenate([shares for _, _, shares in data])
+    features = [clip for corpus in heard for clip in features_of(corpus)]
+    labels = np.concatenate([codes_of(corpus, classes) for corpus in heard])
+    weights = np.concatenate([chance_to_be_drawn(corpus) for corpus in heard])
 
     torch.manual_seed(seed)
     model = BEATs(CONFIG)
+    start_from_whitened_patches(model, features, seed)
     curve = pretrain(
-        model, features, weights, tests, work / f"{NAME}-ssl-{seed}", seed, resume, log
+        model,
+        features,
+        weights,
+        tests,
+        workspace(f"{NAME}-ssl", seed),
+        seed,
+        resume,
+        log,
     )
     about: dict[str, Any] = {
         "architecture": "BEATs: 12 layers, relative position bias, deep norm",
         "command": f"python -m analysis_lib zoo train {NAME}",
         "seed": seed,
-        "corpus": "animals made by the recipe of calls; environment (train)",
+        "corpus": "made for it by the recipes of calls and environment",
         "corpus_fingerprint": digest(*(corpus.fingerprint for corpus in heard)),
         "licence": "MIT",
         "not_good_for": "real recordings: it has heard only synthesised sounds",
     }
-    ssl = {"name": f"{NAME}-ssl", "learns": "masked prediction of random tokens"}
-    write(model, out.with_name(f"{out.name}-ssl"), about | ssl, curve)
+    ssl = f"{NAME}-ssl"
+    learns = "masked prediction of random-projection tokens; no label was seen"
+    write(
+        model, out.with_name(f"{out.name}-ssl"), curve, name=ssl, learns=learns, **about
+    )
 
     classifier = Classifier(model, len(classes))
 
@@ -180,14 +195,34 @@ def train(
         loss,
         steps=STEPS,
         lr=LR,
-        work=work / f"{NAME}-{seed}",
+        work=workspace(NAME, seed),
         seed=seed,
         evaluate=accuracies,
         resume=resume,
         log=log,
     )
     learns = "call types, birds and environmental sounds, after beats-mini-ssl"
-    return write(model, out, about | {"name": NAME, "learns": learns}, curve)
+    return write(model, out, curve, name=NAME, learns=learns, **about)
+
+
+def start_from_whitened_patches(model: BEATs, features: Features, seed: int) -> None:
+    """Set the patch embedding to leading principal components, brought to one scale.
+
+    Its bias takes the mean patch away; without it, layer norm would leave of a patch
+    its direction seen from silence.
+    """
+    side, rng = CONFIG.input_patch_size, np.random.default_rng((seed, 3))
+    chosen = rng.choice(len(features), min(len(features), 600), replace=False)
+    images = crop([features[i] for i in chosen], rng)[:, None]
+    patches = unfold(images, side, stride=side).transpose(1, 2).flatten(0, 1)
+    variances, directions = torch.linalg.eigh(torch.cov(patches.T))
+    leading = slice(-CONFIG.embed_dim, None)
+    scale = (variances[leading] + WHITENING_FLOOR).rsqrt()
+    filters = (directions[:, leading] * scale).T
+    embedding = model.patch_embedding
+    with torch.no_grad():
+        embedding.weight.copy_(filters.reshape(embedding.weight.shape))
+        embedding.bias.copy_(-filters @ patches.mean(0))  # type: ignore[union-attr]
 
 
 def pretrain(
@@ -241,7 +276,7 @@ def pretrain(
         batch,
         loss,
         steps=SSL_STEPS,
-        lr=SSL_LR,
+        lr=LR,
         work=work,
         seed=seed,
         evaluate=accuracy,
@@ -253,57 +288,53 @@ def pretrain(
 def evaluate(name: str) -> dict[str, Any]:
     """Probe every layer on animals and sources that were not heard in training."""
     encoder = load_encoder(name, device="cpu")
-    otters, finches, environment = map(load_corpus, HELD_OUT)
-    corpora = (otters, finches, unheard(environment))
+    otters, finches, everyday = map(load_corpus, HELD_OUT)
+    corpora = (otters, finches, unheard(everyday))
     return {corpus.name: probe_layers(encoder, corpus) for corpus in corpora}
 
 
-def write(
-    model: BEATs, out: Path, card: dict[str, Any], curve: pd.DataFrame
-) -> dict[str, Any]:
+def write(model: BEATs, out: Path, curve: pd.DataFrame, **about: Any) -> dict[str, Any]:
     """Write configuration, weights, curve and card, measured from what is written."""
     out.mkdir(parents=True, exist_ok=True)
     settings = {"model_type": "beats", **asdict(CONFIG)}
     (out / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    curve.to_csv(out / "curve.csv", index=False, float_format="%.4g")
-    save_weights(model, out, card)
-    card["metrics"] = evaluate(str(out))
-    save_weights(model, out, card)
-    return card
+    return finish(model, out, curve, evaluate, **about)
 
 
 def training_corpora(log: Log) -> tuple[list[Corpus], list[Corpus]]:
     """What is heard in training, and what its own head is asked on the way."""
-    animals = made_for_training(log)
-    environment = load_corpus("environment")
-    test = (environment.table["split"] == "test").to_numpy()
-    return [
-        animals.select(animals.table["species"] == "otter"),
-        animals.select(animals.table["species"] == "finch"),
-        environment.select(~test),
-    ], [load_corpus("otters"), unheard(environment)]
+    made = made_for_training(log)
+    heard = [made.select(made.table["kind"] == kind) for kind in KINDS]
+    return heard, [load_corpus("otters"), unheard(load_corpus("environment"))]
 
 
 def made_for_training(log: Log) -> Corpus:
-    """Otters and finches under numbers that ``calls`` does not have."""
-    key = digest(recipe_fingerprint("calls"), repr((OTTERS, FINCHES)))
-    folder = cache_dir() / "zoo" / f"animals-{key[:12]}"
+    """Otters, finches and sources under numbers that no bundled corpus has."""
+    jobs = [("otter", number) for number in OTTERS]
+    jobs += [("finch", number) for number in FINCHES]
+    jobs += [(label, number) for label in environment.CLASSES for number in SOURCES]
+    recipes = map(recipe_fingerprint, ("calls", "environment"))
+    folder = cache_dir() / "zoo" / f"beats-{digest(*recipes, repr(jobs))[:12]}"
 
-    def animal(species: str, number: int) -> pd.DataFrame:
-        done = folder / "made" / f"{species}-{number}.csv"
+    def make(name: str, number: int) -> pd.DataFrame:
+        done = folder / "made" / f"{name}-{number}.csv"
         if not done.exists():
-            rows = pd.DataFrame(make_clips(folder, species, number))
+            animal = name in ("otter", "finch")
+            recipe = calls.make_clips if animal else environment.make_clips
+            rows = pd.DataFrame(recipe(folder, name, number))
+            rows = rows[["file_name", "label", "group"]]
             with write_atomically(done) as draft:
-                rows.to_csv(draft, index=False)
+                rows.assign(kind=name if animal else "environment").to_csv(
+                    draft, index=False
+                )
         return pd.read_csv(done)
 
     if not (folder / "metadata.csv").exists():
-        jobs = [("otter", n) for n in OTTERS] + [("finch", n) for n in FINCHES]
-        log(f"making the calls of {len(jobs)} animals")
-        made = joblib.Parallel(n_jobs=-1)(joblib.delayed(animal)(*job) for job in jobs)
+        log(f"making the sounds of {len(jobs)} animals and sources")
+        made = joblib.Parallel(n_jobs=-1)(joblib.delayed(make)(*job) for job in jobs)
         with write_atomically(folder / "metadata.csv") as draft:
             pd.concat(made).to_csv(draft, index=False)
-    return read_audiofolder(folder, name="animals")
+    return read_audiofolder(folder, name="made for beats-mini")
 
 
 def features_of(corpus: Corpus) -> Features:
@@ -319,8 +350,8 @@ def codes_of(corpus: Corpus, classes: list[str]) -> np.ndarray:
     return np.searchsorted(classes, corpus.labels)
 
 
-def weights_of(corpus: Corpus) -> np.ndarray:
-    """Chance of each clip to be drawn: a third for each of the three corpora."""
+def chance_to_be_drawn(corpus: Corpus) -> np.ndarray:
+    """Chance of each clip (N,): a third for each of the three corpora."""
     return np.full(len(corpus), 1 / (3 * len(corpus)))
 
 
