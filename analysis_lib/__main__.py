@@ -145,10 +145,23 @@ def _corpus_make(options: argparse.Namespace) -> None:
         print(f"{name}: {len(corpus)} clips")
 
 
+def _corpus_fetch(options: argparse.Namespace) -> None:
+    from analysis_lib.corpora import published
+
+    if options.archives:
+        os.environ["ANALYSIS_ARCHIVES"] = options.archives
+    for name in options.names:
+        print(published.itinerary(name))
+        if not options.dry_run:
+            print(published.install(name))
+
+
 def _corpus_list(options: argparse.Namespace) -> None:
     from analysis_lib import corpora
 
     print("\n".join(corpora.names()))
+    for name, entry in corpora.CATALOGUE.items():
+        print(f"{name}  ({entry.title}; to fetch)")
 
 
 def _corpus_describe(options: argparse.Namespace) -> None:
@@ -270,10 +283,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_parameters(sweep)
     sweep.add_argument("-o", "--output", metavar="CSV", help="keep the table")
 
-    corpus = family("corpus", "make, list, describe or check corpora")
+    corpus = family("corpus", "make, fetch, list, describe or check corpora")
     make = command("make", _corpus_make, "make bundled corpora ahead of use", corpus)
     make.add_argument("names", nargs="*", help="all of them by default")
-    command("list", _corpus_list, "name the bundled corpora", corpus)
+    fetch = command("fetch", _corpus_fetch, "fetch published corpora", corpus)
+    fetch.add_argument("names", nargs="+", help="as `corpus list` has them")
+    fetch.add_argument("--dry-run", action="store_true", help="only say what it takes")
+    fetch.add_argument("--archives", metavar="FOLDER",
+                       help="where archives fetched by hand lie")  # fmt: skip
+    command("list", _corpus_list, "name bundled and published corpora", corpus)
     for action, do, words in (
         ("describe", _corpus_describe, "classes, groups, licence of a corpus"),
         ("check", _corpus_check, "decode every clip of a corpus"),

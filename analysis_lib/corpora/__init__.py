@@ -9,10 +9,13 @@ from analysis_lib.base import AnalysisError
 from analysis_lib.corpora.annotation import read_tier
 from analysis_lib.corpora.audiofolder import OnError, read_audiofolder
 from analysis_lib.corpora.build import RECIPES, build_corpus
+from analysis_lib.corpora.catalogue import CATALOGUE
 from analysis_lib.corpora.corpus import Corpus
+from analysis_lib.corpora.published import install
 from analysis_lib.corpora.report import chance_level, check, class_table, describe
 
 __all__ = [
+    "CATALOGUE",
     "Corpus",
     "chance_level",
     "check",
@@ -66,7 +69,8 @@ def load_corpus(
     Parameters
     ----------
     name_or_path
-        A bundled name (see :func:`names`; made on first use), or the path of an
+        A bundled name (see :func:`names`; made on first use); the name of a published
+        corpus (``catalogue.CATALOGUE``; fetched on first use); or the path of an
         AudioFolder: one subfolder a class, or a ``metadata.csv``.
     on_error
         ``"raise"`` stops at the first bad clip; ``"skip"`` drops bad clips and keeps
@@ -80,9 +84,11 @@ def load_corpus(
     name = os.fspath(name_or_path)
     if name in names():
         return make(name)
+    if name in CATALOGUE:
+        return read_audiofolder(install(name), name=name, on_error=on_error)
     if not os.path.exists(name) and os.path.basename(name) == name:
         raise AnalysisError(
             f"There is no corpus {name!r}: give the path of a folder of sounds, or "
-            f"one of {', '.join(names())}."
+            f"one of {', '.join([*names(), *CATALOGUE])}."
         )
     return read_audiofolder(name, on_error=on_error)
