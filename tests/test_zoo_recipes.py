@@ -156,7 +156,7 @@ def test_training_hears_what_the_whole_model_hears() -> None:
     assert torch.equal(whole["input_ids"], made.ids)
     with torch.inference_mode():
         expected = model(**whole).logits
-        logits = qwen2_audio.next_tokens(model, made)
+        logits, _ = qwen2_audio.next_tokens(model, made)
     present = made.present.bool()
     torch.testing.assert_close(logits[present], expected[present], rtol=0, atol=1e-4)
     asked = [processor.tokenizer.decode(row[row != -100]) for row in made.labels]
@@ -166,8 +166,11 @@ def test_training_hears_what_the_whole_model_hears() -> None:
 def test_frames_are_named_by_the_phone_at_their_centre() -> None:
     phones = [(0.1, 0.2, "a"), (0.2, 0.35, "b")]
     times = np.array([0.05, 0.1, 0.19, 0.2, 0.34, 0.35])
-    codes = wav2vec2.frame_codes(phones, times, ["", "a", "b"])
-    assert codes.tolist() == [0, 1, 1, 2, 2, 0]
+    symbols = ["", "a", "b"]
+    counts = torch.tensor([6, 4])
+    codes = spoken.name_frames([phones] * 2, [1.0, 2.0], times, counts, symbols)
+    assert codes[0].tolist() == [0, 1, 1, 2, 2, 0]
+    assert codes[1].tolist() == [1, 2, 0, 0, -100, -100]  # heard at twice the speed
 
 
 def test_vary_moves_sounds_by_the_speed_it_reports() -> None:

@@ -1,8 +1,10 @@
 """Recipe of `qwen2-audio-mini`: a small Qwen2-Audio writes the words it hears.
 
 Tower, projector and language model are trained together on the next token of the
-transcript. In training the tower sees only as much of its window as the longest clip
-fills: its mask makes that equal to the whole window, and quicker.
+transcript. A head on the middle of the tower learns to name the phone of each frame; it
+only guides training and is not kept. In training the tower sees only as much of its
+window as the longest clip fills: its mask makes that equal to the whole window, and
+quicker.
 
 References
 ----------
@@ -16,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu
 from transformers import Qwen2AudioForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import sinusoids
@@ -29,23 +31,41 @@ from analysis_lib.encoders.qwen2_audio_language import (
     mini_processor,
 )
 from analysis_lib.zoo.measures import error_rate, share
-from analysis_lib.zoo.spoken import RATE, draw, spoken, vary
+from analysis_lib.zoo.spoken import (
+    RATE,
+    draw,
+    name_frames,
+    spoken,
+    symbols_of,
+    vary,
+)
 from analysis_lib.zoo.training import Log, finish, fit, workspace
 
 NAME = "qwen2-audio-mini"
-STEPS, BATCH, LR = 2600, 40, 2e-3
+STEPS, BATCH, LR = 2200, 40, 2e-3
 SHARE_OF_WORDS = 0.5
 LONGEST = 32  # tokens of a transcript
+GUIDANCE = 0.5  # weight of the frame head
 
 
 class Lesson(NamedTuple):
-    """A batch: mel spectrograms, their lengths, token ids, and which of them count."""
+    """A batch: spectrograms, their lengths, token ids, and which of them count."""
 
     features: Tensor  # (B, 128, M)
     lengths: Tensor  # (B,) mel frames
     ids: Tensor  # (B, S)
     labels: Tensor  # (B, S), -100 where nothing is asked
     present: Tensor  # (B, S), 0 where padded
+
+
+class Writer(nn.Module):
+    """Qwen2-Audio with a frame head for training only."""
+
+    def __init__(self, model: Qwen2AudioForConditionalGeneration, n: int) -> None:
+        super().__init__()
+        self.model = model
+        width = model.config.audio_config.d_model
+        self.frames = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, n))
 
 
 def train(
@@ -62,19 +82,35 @@ def train(
     tower: Any = model.model.audio_tower
     tower.embed_positions.weight.data = sinusoids(*tower.embed_positions.weight.shape)
 
-    def batch(rng: np.random.Generator) -> Lesson:
-        chosen = draw(heard, BATCH, SHARE_OF_WORDS, rng)
-        waves = [vary(heard.waves[i], rng)[0] for i in chosen]
-        made = lesson(processor, waves, [heard.texts[i] for i in chosen])
-        mask_features(made.features, made.lengths, rng)
-        return made
+    symbols = symbols_of(heard)
+    task = Writer(model, len(symbols))
+    # Frames of the tower before it averages pairs: 20 ms apart.
+    times = np.arange(tower.config.max_source_positions) * 0.02
 
-    def loss(made: Lesson) -> Tensor:
+    def batch(rng: np.random.Generator) -> tuple[Lesson, Tensor]:
+        chosen = draw(heard, BATCH, SHARE_OF_WORDS, rng)
+        varied = [vary(heard.waves[i], rng) for i in chosen]
+        made = lesson(
+            processor, [wave for wave, _ in varied], [heard.texts[i] for i in chosen]
+        )
+        mask_features(made.features, made.lengths, rng)
+        counts, _ = tower._get_feat_extract_output_lengths(made.lengths)
+        phones = [heard.phones[i] for i in chosen]
+        speeds = [speed for _, speed in varied]
+        return made, name_frames(phones, speeds, times, counts, symbols)
+
+    def loss(pair: tuple[Lesson, Tensor]) -> Tensor:
+        made, phones = pair
         with torch.autocast("cpu", torch.bfloat16):
-            logits = next_tokens(model, made)
-        return cross_entropy(
+            logits, halfway = next_tokens(model, made)
+            named = task.frames(halfway)
+        written = cross_entropy(
             logits[:, :-1].float().flatten(0, 1), made.labels[:, 1:].flatten()
         )
+        guided = cross_entropy(
+            named.float().flatten(0, 1), phones[:, : named.shape[1]].flatten()
+        )
+        return written + GUIDANCE * guided
 
     def accuracy() -> dict[str, float]:
         found = {}
@@ -87,7 +123,7 @@ def train(
         return found
 
     curve = fit(
-        model,
+        task,
         batch,
         loss,
         steps=STEPS,
@@ -108,7 +144,7 @@ def train(
         evaluate,
         name=NAME,
         architecture="Qwen2-Audio: tower 4 × 128 on 4 s, projector, Qwen2 4 × 128",
-        learns="the next token of what is said",
+        learns="the next token of what is said, guided by a phone head in mid-tower",
         command=f"python -m analysis_lib zoo train {NAME}",
         seed=seed,
         corpus="words and utterances, voices of the train split",
@@ -163,25 +199,34 @@ def lesson(processor: Any, waves: list[np.ndarray], texts: list[str]) -> Lesson:
     return Lesson(ready.inputs["input_features"], lengths, ids, labels, present.long())
 
 
-def next_tokens(model: Qwen2AudioForConditionalGeneration, made: Lesson) -> Tensor:
-    """Logits of a batch, (B, S, vocabulary), as the model's own forward gives them."""
+def next_tokens(
+    model: Qwen2AudioForConditionalGeneration, made: Lesson
+) -> tuple[Tensor, Tensor]:
+    """Run the model on the filled part of its window.
+
+    Returns
+    -------
+    logits : (B, S, vocabulary), as the model's own forward gives them
+    halfway : (B, 2 T, C), the middle of the tower
+    """
     core: Any = model.model
-    frames, counts = hear(core, made.features, made.lengths)
+    frames, counts, halfway = hear(core, made.features, made.lengths)
     own = torch.arange(frames.shape[1])[None] < counts[:, None]
     inputs = core.get_input_embeddings()(made.ids)
     audio = (made.ids == model.config.audio_token_id)[..., None]
     inputs = inputs.masked_scatter(audio, frames[own].to(inputs.dtype))
     hidden = core.language_model(inputs_embeds=inputs, attention_mask=made.present)
-    return model.lm_head(hidden.last_hidden_state)
+    return model.lm_head(hidden.last_hidden_state), halfway
 
 
-def hear(core: Any, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+def hear(core: Any, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Projector frames of a batch from the filled part of the window.
 
     Returns
     -------
     frames : (B, T, C)
     counts : (B,), own frames of each clip
+    halfway : (B, 2 T, C), the middle of the tower
     """
     tower = core.audio_tower
     # The convolutions look two mel frames past a clip's end; pairs are averaged.
@@ -191,10 +236,13 @@ def hear(core: Any, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     hidden = hidden + tower.embed_positions.weight[: hidden.shape[1]]
     tokens, counts = tower._get_feat_extract_output_lengths(lengths)
     mask = torch.arange(hidden.shape[1])[None] < tokens[:, None]
-    for layer in tower.layers:
+    halfway = hidden
+    for i, layer in enumerate(tower.layers):
         hidden = layer(hidden, mask[:, None, None])
+        if 2 * (i + 1) == len(tower.layers):
+            halfway = hidden
     hidden = tower.avg_pooler(hidden.transpose(1, 2)).transpose(1, 2)
-    return core.multi_modal_projector(tower.layer_norm(hidden)), counts
+    return core.multi_modal_projector(tower.layer_norm(hidden)), counts, halfway
 
 
 def mask_features(features: Tensor, lengths: Tensor, rng: np.random.Generator) -> None:

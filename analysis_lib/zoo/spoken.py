@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import textgrid
+import torch
+from torch import Tensor
 
 from analysis_lib.base import digest
 from analysis_lib.corpora import Corpus, load_corpus
@@ -14,6 +17,7 @@ from analysis_lib.corpora import Corpus, load_corpus
 RATE = 16_000
 CORPORA = ("words", "utterances")
 FASTER, SLOWER = 1.18, 0.85
+BLANK = 0  # code of a frame in which nothing is said
 
 
 @dataclass(frozen=True)
@@ -113,15 +117,56 @@ def vary(wave: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]
     return (changed + noise * changed.std()).astype(np.float32), speed
 
 
+def symbols_of(said: Spoken) -> list[str]:
+    """The blank and every phone, in order of their codes."""
+    return ["", *sorted({phone for row in said.phones for *_, phone in row})]
+
+
+def name_frames(
+    phones: Sequence[list[tuple[float, float, str]]],
+    speeds: Sequence[float],
+    times: np.ndarray,
+    counts: Tensor,
+    symbols: list[str],
+) -> Tensor:
+    """Code of the phone at the centre of every frame of a batch.
+
+    Parameters
+    ----------
+    phones
+        Annotation of each clip (B,) as it was before `vary`.
+    speeds
+        What `vary` did to each.
+    times : (T,)
+        Centres of frames in seconds.
+    counts : (B,)
+        Frames of each clip that are not padding.
+    symbols
+        As `symbols_of` gives them.
+
+    Returns
+    -------
+    Tensor
+        (B, T), -100 in the padding.
+    """
+    codes = torch.full((len(phones), len(times)), -100)
+    for own, row, speed, n in zip(codes, phones, speeds, counts.tolist(), strict=True):
+        own[:n] = BLANK
+        for start, end, phone in row:
+            inside = (times[:n] * speed >= start) & (times[:n] * speed < end)
+            own[:n][torch.as_tensor(inside)] = symbols.index(phone)
+    return codes
+
+
 def draw(
     said: Spoken, size: int, share_of_words: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw clips for a batch, a share of them single words."""
-    kinds = (said.table["kind"] == "words").to_numpy()
-    weights = np.where(
-        kinds, share_of_words / kinds.sum(), (1 - share_of_words) / (~kinds).sum()
-    )
-    return rng.choice(len(kinds), size, p=weights)
+    """Draw the clips of a batch: single words, in this share of batches, or utterances.
+
+    Words among utterances would be mostly padding.
+    """
+    kind = "words" if rng.random() < share_of_words else "utterances"
+    return rng.choice(np.flatnonzero(said.table["kind"] == kind), size)
 
 
 def seed_masks(rng: np.random.Generator) -> None:

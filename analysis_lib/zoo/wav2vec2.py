@@ -25,14 +25,21 @@ from analysis_lib.encoders.checkpoints import find
 from analysis_lib.encoders.speech import quietly
 from analysis_lib.encoders.speech_front_ends import WaveformFrontEnd
 from analysis_lib.zoo.measures import error_rate
-from analysis_lib.zoo.spoken import draw, seed_masks, spoken, vary
+from analysis_lib.zoo.spoken import (
+    BLANK,
+    draw,
+    name_frames,
+    seed_masks,
+    spoken,
+    symbols_of,
+    vary,
+)
 from analysis_lib.zoo.training import Log, finish, fit, workspace
 
 NAME = "wav2vec2-mini"
 STEPS, BATCH, LR = 3000, 24, 1.5e-3
 SHARE_OF_WORDS = 0.4
 GUIDANCE = 0.5  # weight of the frame head
-BLANK = 0
 
 
 def config(n_symbols: int) -> Wav2Vec2Config:
@@ -94,7 +101,7 @@ def train(
     Returns the card. A run that was cut off resumes from its last checkpoint.
     """
     heard, unheard = spoken("train"), spoken("test")
-    symbols = ["", *sorted({p for row in heard.phones for *_, p in row})]
+    symbols = symbols_of(heard)
     torch.manual_seed(seed)
     settings = config(len(symbols))
     settings.phones = symbols
@@ -112,19 +119,13 @@ def train(
             speeds.append(speed)
         ready = front_end(waves)
         assert ready.valid is not None
-        n, times = int(ready.valid.max()), front_end.times(int(ready.valid.max()))
-        frames = np.full((BATCH, n), -100)
-        targets = []
-        for row, (i, speed) in enumerate(zip(chosen, speeds, strict=True)):
-            own = int(ready.valid[row])
-            frames[row, :own] = frame_codes(
-                heard.phones[i], times[:own] * speed, symbols
-            )
-            targets.append([symbols.index(p) for *_, p in heard.phones[i]])
+        phones = [heard.phones[i] for i in chosen]
+        times = front_end.times(int(ready.valid.max()))
+        targets = [[symbols.index(p) for *_, p in row] for row in phones]
         return {
             "inputs": ready.inputs,
             "valid": ready.valid,
-            "frames": torch.as_tensor(frames),
+            "frames": name_frames(phones, speeds, times, ready.valid, symbols),
             "targets": torch.tensor([code for row in targets for code in row]),
             "lengths": torch.tensor([len(row) for row in targets]),
         }
@@ -223,16 +224,6 @@ def transcribe(model: Wav2Vec2ForCTC, waves: list[np.ndarray]) -> list[list[str]
             codes = torch.unique_consecutive(row[: int(n)]).tolist()
             found[int(i)] = [phones[code] for code in codes if code != BLANK]
     return [found[i] for i in range(len(waves))]
-
-
-def frame_codes(
-    phones: list[tuple[float, float, str]], times: np.ndarray, symbols: list[str]
-) -> np.ndarray:
-    """Symbol at each time (s); the blank where nothing is said."""
-    codes = np.full(len(times), BLANK)
-    for start, end, phone in phones:
-        codes[(times >= start) & (times < end)] = symbols.index(phone)
-    return codes
 
 
 def front_end_of(settings: Any) -> WaveformFrontEnd:
