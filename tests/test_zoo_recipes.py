@@ -211,7 +211,7 @@ def test_edit_distance_and_error_rate() -> None:
 
 def test_random_tokens_tell_the_foreground_in_the_order_of_patches() -> None:
     image = torch.randn(1, 144, 128, generator=torch.Generator().manual_seed(0))
-    tokenizer = beats.RandomTokenizer(0)
+    tokenizer = beats.RandomTokenizer(image, 0)
     tokens = tokenizer(image)
     assert tokens.shape == (1, 72)
     assert len(tokens.unique()) > 36

@@ -1,9 +1,10 @@
 """Recipe of `beats-mini`: BEATs in two stages, on animals of its own.
 
-First it predicts tokens of masked patches, where a token is the nearest code of a
-random projection: the first iteration of BEATs. A token is of what stands out from the
-clip's steady background, coarsely seen: codes of the plain level say little more than
-which band a patch is from, and codes of its fine grain only tell noise from noise.
+First, and briefly, it predicts tokens of masked patches, where a token is the nearest
+code of a random projection: the first iteration of BEATs. A token is of what stands out
+from the clip's steady background, coarsely seen: codes of the plain level say little
+more than which band a patch is from, and codes of its fine grain only tell noise from
+noise.
 Then it learns call types, birds and environmental sounds.
 
 All that it hears is made for it by the recipes of ``calls`` and ``environment``, under
@@ -59,7 +60,7 @@ OTTERS, FINCHES, SOURCES = range(100, 124), range(100, 130), range(100, 124)
 KINDS = ("otter", "finch", "environment")
 STRETCHES = 9  # of 160 ms: what one training example holds
 CODES, CODE_SIZE, MASKED, COARSE = 256, 16, 0.5, 4
-SSL_STEPS, STEPS, BATCH, LR = 800, 4400, 16, 5e-4
+SSL_STEPS, STEPS, BATCH, LR, WARMUP = 300, 3200, 16, 5e-4, 0.04
 WHITENING_FLOOR = 0.1  # variance added to that of each principal component
 HIGHER = 6  # mel bands by which a training example may be moved up or down
 # What is asked of it afterwards; none of it was heard.
@@ -105,19 +106,32 @@ class Classifier(nn.Module):
 
 
 class RandomTokenizer:
-    """Nearest of random codes to a random projection of a patch's foreground."""
+    """Nearest of random codes to a random projection of a patch's foreground.
 
-    def __init__(self, seed: int) -> None:
+    Codes lie in all directions and at every distance from silence up to twice the
+    typical one. Were patches brought to one norm, as in the papers, the many that hold
+    only background would have tokens of chance.
+
+    Parameters
+    ----------
+    typical : Tensor, shape (B, frames, 128)
+        Filter banks that say how large a foreground is.
+    """
+
+    def __init__(self, typical: Tensor, seed: int) -> None:
         rng = np.random.default_rng((seed, 1))
         size = (CONFIG.input_patch_size // COARSE) ** 2
         self.projection = torch.as_tensor(rng.normal(size=(size, CODE_SIZE))).float()
-        codes = torch.as_tensor(rng.normal(size=(CODE_SIZE, CODES))).float()
-        self.codes = normalize(codes, dim=0)
+        projected = foreground(typical) @ self.projection
+        size_of_patch = projected.square().sum(-1).mean().sqrt()
+        directions = torch.as_tensor(rng.normal(size=(CODES, CODE_SIZE))).float()
+        sizes = torch.as_tensor(rng.uniform(0, 2, (CODES, 1))).float() * size_of_patch
+        self.codes = normalize(directions, dim=1) * sizes
 
     def __call__(self, features: Tensor) -> Tensor:
         """Token of every patch of (B, frames, 128), (B, T)."""
         projected = foreground(features) @ self.projection
-        return (normalize(projected, dim=-1) @ self.codes).argmax(-1)
+        return torch.cdist(projected, self.codes[None]).argmin(-1)
 
 
 def foreground(features: Tensor) -> Tensor:
@@ -195,6 +209,7 @@ def train(
         loss,
         steps=STEPS,
         lr=LR,
+        warmup=WARMUP,
         work=workspace(NAME, seed),
         seed=seed,
         evaluate=accuracies,
@@ -236,7 +251,9 @@ def pretrain(
     log: Log,
 ) -> pd.DataFrame:
     """Train ``model`` in place to predict the tokens of masked patches."""
-    tokenizer = RandomTokenizer(seed)
+    rng = np.random.default_rng((seed, 2))
+    some = rng.choice(len(features), min(len(features), 400), p=weights)
+    tokenizer = RandomTokenizer(crop([features[i] for i in some], rng), seed)
     task = MaskedPrediction(model)
     n_tokens = STRETCHES * CONFIG.n_bands
 
@@ -255,7 +272,6 @@ def pretrain(
             logits = task(images, hidden)
         return cross_entropy(logits.float(), tokenizer(images)[hidden])
 
-    rng = np.random.default_rng((seed, 2))
     unseen = crop([clip for clips, _ in tests.values() for clip in clips[::8]], rng)
     hidden = hide(rng, len(unseen))
 
