@@ -15,9 +15,9 @@ from analysis_lib.encoders import checkpoints, load_encoder, names
 from analysis_lib.encoders.encoder import TAP_COLUMNS
 from analysis_lib.encoders.htsat import MINI_FRONT_END, MSCLAP_FRONT_END, htsat_config
 from analysis_lib.encoders.htsat_checkpoints import (
-    RENAMED,
     convert_htsat,
     random_model,
+    to_authors_names,
 )
 
 
@@ -79,23 +79,8 @@ def test_audio_tower_of_a_whole_clap(small, folder, tmp_path):
 
 def authors_state(model, prefix):
     """Name the weights as the HTS-AT authors do, with what their file has besides."""
-    back = {new.strip("."): old for old, new in RENAMED}
-    state = {}
-    for key, value in model.state_dict().items():
-        name = key.removeprefix("audio_encoder.")
-        for part in ("query", "key", "value"):
-            name = name.replace(f"attention.self.{part}", f"attn.qkv!{part}")
-        for new, old in back.items():
-            plain = old.replace(r"\b", "").replace(r"\.", ".").lstrip("^").rstrip(".")
-            if "intermediate" in new or new != "output.dense":
-                name = name.replace(new, plain)
-        name = name.replace(".output.dense", ".mlp.fc2")
-        state[prefix + name] = value.clone()
-    for key in [k for k in state if "!query" in k]:
-        thirds = [
-            state.pop(key.replace("!query", f"!{p}")) for p in ("query", "key", "value")
-        ]
-        state[key.replace("!query", "")] = torch.cat(thirds)
+    named = to_authors_names(model.state_dict())
+    state = {prefix + key: value.clone() for key, value in named.items()}
     for extra in (
         "spectrogram_extractor.stft.conv_real.weight",
         "tscam_conv.bias",
@@ -113,6 +98,10 @@ def test_authors_names_are_converted_one_to_one(small, prefix):
     state = authors_state(small, prefix)
     assert any(key.endswith("layers.2.blocks.5.attn.qkv.weight") for key in state)
     assert any(key.endswith("layers.3.blocks.0.mlp.fc2.bias") for key in state)
+    assert any(key.endswith("layers.1.blocks.0.attn.proj.weight") for key in state)
+    assert any(key.endswith("layers.1.blocks.0.norm2.weight") for key in state)
+    assert any(key.endswith("bn0.running_mean") for key in state)
+    assert not any("attention" in key or "dense" in key for key in state)
     converted = convert_htsat(state)
     original = small.state_dict()
     assert converted.keys() == original.keys()

@@ -10,6 +10,8 @@ import torch
 from analysis_lib.base import AnalysisError
 from analysis_lib.encoders.checkpoints import find, names
 from analysis_lib.encoders.encoder import Batch, Encoder, ablate, record, select_taps
+from analysis_lib.encoders.memory import loading_bytes, refuse_too_large
+from analysis_lib.encoders.quiet import quietly
 
 __all__ = [
     "Batch",
@@ -38,8 +40,9 @@ def load_encoder(
     ----------
     name
         A bundled encoder (`names`), a hub id ``owner/name``, a file in a hub
-        repository ``owner/name/file``, a local folder or checkpoint file; with
-        ``random`` also a bare architecture (``htsat-base``, ``beats``).
+        repository ``owner/name/file``, a short name of a published one
+        (``published.ALIASES``), a local folder or checkpoint file; with ``random``
+        also a bare architecture (``htsat-base``, ``beats``).
     device
         ``auto`` (a GPU when there is one), or what torch calls a device.
     dtype
@@ -53,21 +56,23 @@ def load_encoder(
     Raises
     ------
     AnalysisError
-        If the model is unknown, cannot be fetched, is damaged, or is of an
-        architecture that is not supported.
+        If the model is unknown, cannot be fetched, is damaged, does not fit into
+        memory, or is of an architecture that is not supported.
     """
     if dtype not in DTYPES:
         raise AnalysisError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}.")
     place = _device(device)
-    found = find(name, random=random)
-    family = import_module(f"analysis_lib.encoders.{found.family}")
-    encoder: Encoder = family.load(
-        found.location,
-        licence=found.licence,
-        random=random,
-        seed=seed,
-        dtype=DTYPES[dtype],
-    )
+    with quietly():
+        found = find(name, random=random)
+        refuse_too_large(name, loading_bytes(found.location, found.family))
+        family = import_module(f"analysis_lib.encoders.{found.family}")
+        encoder: Encoder = family.load(
+            found.location,
+            licence=found.licence,
+            random=random,
+            seed=seed,
+            dtype=DTYPES[dtype],
+        )
     encoder.module.to(place)
     source = "bundled weights" if name in names() and not random else encoder.source
     return replace(encoder, name=name, source=source)

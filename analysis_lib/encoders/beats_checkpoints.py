@@ -23,23 +23,9 @@ from torch import Tensor
 from analysis_lib.base import AnalysisError
 from analysis_lib.encoders import beats
 from analysis_lib.encoders.beats import BEATs, BEATsConfig
+from analysis_lib.encoders.checkpoints import hub_file
 from analysis_lib.encoders.encoder import Encoder, fingerprint
 
-# avex's names -> hub repository and terms.
-PUBLISHED = {
-    "esp_aves2_sl_beats_all": (
-        "EarthSpeciesProject/esp-aves2-sl-beats-all",
-        "CC BY-NC-SA 4.0",
-    ),
-    "esp_aves2_sl_beats_bio": (
-        "EarthSpeciesProject/esp-aves2-sl-beats-bio",
-        "see the hub page",
-    ),
-    "esp_aves2_naturelm_audio_v1_beats": (
-        "EarthSpeciesProject/esp-aves2-naturelm-audio-v1-beats",
-        "see the hub page",
-    ),
-}
 _CONV = "encoder.pos_conv.0"
 WEIGHT_NORM = {
     f"{_CONV}.weight_g": f"{_CONV}.parametrizations.weight.original0",
@@ -189,28 +175,28 @@ def _weights_in(folder: Path) -> Path:
 def fetch(repository: str, file: str | None = None) -> Path:
     """Download a checkpoint from the Hugging Face hub, or find it in its cache.
 
-    Without ``file`` the repository must hold one weight file.
+    Without ``file`` it is the one that bears the repository's name, or the only
+    weight file there.
     """
-    from huggingface_hub import hf_hub_download, list_repo_files
+    from huggingface_hub import list_repo_files
     from huggingface_hub.errors import HfHubHTTPError
 
+    if file is not None:
+        return hub_file(repository, file)
     try:
-        if file is None:
+        return hub_file(repository, f"{repository.split('/')[1]}.safetensors")
+    except AnalysisError as error:
+        try:
             files = list_repo_files(repository)
-            found = [f for f in files if f.endswith((".safetensors", ".pt"))]
-            if len(found) != 1:
-                raise AnalysisError(
-                    f"{repository}: the repository holds {len(found)} weight files"
-                    f" ({', '.join(found)}); name one as {repository}/FILE."
-                )
-            file = found[0]
-        return Path(hf_hub_download(repository, file))
-    except (HfHubHTTPError, OSError) as error:
+        except (HfHubHTTPError, OSError):
+            raise error from None
+    found = [f for f in files if f.endswith((".safetensors", ".pt"))]
+    if len(found) != 1:
         raise AnalysisError(
-            f"{repository}: could not be fetched from the Hugging Face hub "
-            f"({type(error).__name__}). Check the name and the connection, or give a "
-            "local file."
-        ) from error
+            f"{repository}: the repository holds {len(found)} weight files"
+            f" ({', '.join(found)}); name one as {repository}/FILE."
+        )
+    return hub_file(repository, found[0])
 
 
 def beats_encoder(
@@ -250,9 +236,9 @@ def load(
     Parameters
     ----------
     name
-        A file or folder, one of avex's names in `PUBLISHED`, a hub repository
-        ``owner/name`` or a file in one ``owner/name/file``; or ``beats`` for the
-        full-size architecture with random weights.
+        A file or folder, a hub repository ``owner/name`` or a file in one
+        ``owner/name/file``; or ``beats`` for the full-size architecture with random
+        weights.
     licence
         Terms of the weights, where the caller knows them.
     random
@@ -270,18 +256,16 @@ def load(
     if name == "beats":
         if not random:
             raise AnalysisError(
-                "beats: no weights of that name; ask for random=True, or name one of "
-                f"{', '.join(PUBLISHED)}, beats-mini, or a checkpoint file."
+                "beats: no weights of that name; ask for random=True, or name "
+                "beats-mini or a checkpoint."
             )
     elif Path(name).exists():
         config, state = read_checkpoint(name)
     else:
-        source, terms = PUBLISHED.get(name, (name, terms))
-        owner, *rest = source.split("/", 2)
+        owner, *rest = name.split("/", 2)
         if not rest:
             raise AnalysisError(
-                f"{name}: neither a file, a folder, a hub repository (owner/name), "
-                f"nor one of {', '.join(PUBLISHED)}."
+                f"{name}: neither a file, a folder, nor a hub repository (owner/name)."
             )
         config, state = read_checkpoint(fetch(f"{owner}/{rest[0]}", *rest[1:]))
     with torch.random.fork_rng(devices=[]):

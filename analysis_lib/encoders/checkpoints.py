@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from analysis_lib.base import AnalysisError, sha256_file
+from analysis_lib.encoders.published import ALIASES, SHA256, published
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -44,18 +47,6 @@ REPOSITORIES = {
 }
 # Full-size architectures that come without weights: random controls.
 ARCHITECTURES = {"htsat-base": "htsat_checkpoints", "beats": "beats_checkpoints"}
-# Terms of well-known hub checkpoints, which their files do not carry.
-LICENCES = {
-    "laion/clap-htsat-unfused": "Apache-2.0",
-    "laion/clap-htsat-fused": "Apache-2.0",
-    "laion/larger_clap_general": "Apache-2.0",
-    "microsoft/msclap": "MS-PL (hub card; code MIT)",
-    "EarthSpeciesProject/esp-aves2-sl-beats-all": "CC BY-NC-SA 4.0",
-    "facebook/wav2vec2-base": "Apache-2.0",
-    "facebook/hubert-base-ls960": "Apache-2.0",
-    "openai/whisper-tiny": "Apache-2.0",
-    "Qwen/Qwen2-Audio-7B-Instruct": "Apache-2.0",
-}
 
 
 @dataclass(frozen=True)
@@ -94,6 +85,7 @@ def find(name: str, *, random: bool = False) -> Checkpoint:
     """
     if name in names():
         return _bundled(name)
+    name = ALIASES.get(name, name)
     if name in ARCHITECTURES:
         if not random:
             raise AnalysisError(
@@ -109,7 +101,9 @@ def find(name: str, *, random: bool = False) -> Checkpoint:
                 f"{name}: the folder has no config.json; a folder written by "
                 "save_pretrained is needed, or name the checkpoint file itself."
             )
-        return Checkpoint(str(path), family_of_config(config, name))
+        return Checkpoint(
+            str(path), family_of_config(config, name), licence_of_card(path)
+        )
     if path.is_file():
         return Checkpoint(str(path), family_of_file(path))
     if _looks_like_path(name):
@@ -117,7 +111,7 @@ def find(name: str, *, random: bool = False) -> Checkpoint:
     if "/" in name:
         return _on_hub(name)
     known = [*names(), *ARCHITECTURES]
-    near = get_close_matches(name, [*known, *REPOSITORIES], n=1)
+    near = get_close_matches(name, [*known, *ALIASES, *REPOSITORIES], n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise AnalysisError(
         f"There is no encoder {name!r}.{hint} Bundled: {', '.join(names())}; without "
@@ -146,14 +140,33 @@ def _bundled(name: str) -> Checkpoint:
 
 def _on_hub(name: str) -> Checkpoint:
     repository = "/".join(name.split("/")[:2])
-    licence = LICENCES.get(repository)
+    found = published(name) or published(repository)
+    licence = found.licence if found else None
     if repository in REPOSITORIES:
         return Checkpoint(name, REPOSITORIES[repository], licence)
     if name != repository:
-        return Checkpoint(name, family_of_file(hub_file(name)), licence)
-    return Checkpoint(
-        name, family_of_config(hub_file(name, "config.json"), name), licence
-    )
+        file = hub_file(name)
+        if name in SHA256 and sha256_file(file) != SHA256[name]:
+            raise AnalysisError(
+                f"{name}: the file is not the one that was published (sha256 differs): "
+                "delete it from the hub's cache and fetch it from elsewhere."
+            )
+        return Checkpoint(name, family_of_file(file), licence)
+    config = hub_file(name, "config.json")
+    if licence is None:
+        with suppress(AnalysisError):  # a model without a card
+            licence = licence_of_card(hub_file(name, "README.md").parent)
+    return Checkpoint(name, family_of_config(config, name), licence)
+
+
+def licence_of_card(folder: Path) -> str | None:
+    """The ``license`` that a model card (``README.md``) states, if there is one."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    head = re.match(r"---\n(.*?)\n---", card.read_text("utf-8", "replace"), re.DOTALL)
+    said = re.search(r"^license: *(\S+)", head[1], re.MULTILINE) if head else None
+    return f"{said[1]} (model card)" if said else None
 
 
 def hub_file(name: str, file: str | None = None) -> Path:

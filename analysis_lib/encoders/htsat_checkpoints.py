@@ -84,6 +84,34 @@ def convert_htsat(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
+def to_authors_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Bring the keys of ``ClapAudioModel`` to those of the HTS-AT authors."""
+    back = (
+        ("audio_encoder.", ""),
+        ("batch_norm.", "bn0."),
+        ("layernorm_before.", "norm1."),
+        ("layernorm_after.", "norm2."),
+        ("attention.output.dense.", "attn.proj."),
+        ("attention.self.relative_position_", "attn.relative_position_"),
+        ("intermediate.dense.", "mlp.fc1."),
+        ("output.dense.", "mlp.fc2."),
+    )
+    found: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = key
+        for new, old in back:
+            name = name.replace(new, old)
+        if ".attention.self.query." in name:
+            thirds = [
+                state[key.replace(".query.", f".{part}.")]
+                for part in ("query", "key", "value")
+            ]
+            found[name.replace("attention.self.query", "attn.qkv")] = torch.cat(thirds)
+        elif ".attention.self." not in name:
+            found[name] = value
+    return found
+
+
 def random_model(config: ClapAudioConfig, seed: int) -> ClapAudioModel:
     """HTS-AT as initialised, the same for the same seed."""
     with torch.random.fork_rng(devices=[]):

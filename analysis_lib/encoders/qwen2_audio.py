@@ -256,8 +256,12 @@ def read_audio_weights(name: str) -> dict[str, Tensor]:
 
     shards = ["model.safetensors"]
     index = "model.safetensors.index.json"
-    if folder is None or (folder / index).is_file():
-        places = json.loads(path_of(index).read_text(encoding="utf-8"))["weight_map"]
+    try:
+        listed = path_of(index)
+    except AnalysisError:
+        listed = None  # of a small model, in one file; else that one is missed below
+    if listed is not None and listed.is_file():
+        places = json.loads(listed.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted({f for key, f in places.items() if _own_key(key)})
     state: dict[str, Tensor] = {}
     for shard in shards:

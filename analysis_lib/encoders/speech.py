@@ -8,8 +8,6 @@ Of every clip only its own frames are returned: padding never reaches a mean.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +27,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
-from transformers.utils import logging
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from analysis_lib.base import AnalysisError
 from analysis_lib.encoders.checkpoints import unreachable
@@ -39,6 +37,7 @@ from analysis_lib.encoders.encoder import (
     arrange_tokens,
     fingerprint,
 )
+from analysis_lib.encoders.quiet import quietly
 from analysis_lib.encoders.speech_front_ends import (
     SAMPLING_RATE,
     ASTGrid,
@@ -284,12 +283,12 @@ def load(
             torch.manual_seed(seed)
             # A checkpoint kept in half precision says so in its config.
             model = AutoModel.from_config(config, dtype=torch.float32)
+        if config.model_type == "whisper":
+            model = model.encoder
         licence = "none (random weights)"
         source = f"random weights, seed {seed}, shaped as {Path(name).name}"
     else:
         model, source = _pretrained(name, config), name
-    if config.model_type == "whisper":
-        model = model.encoder
     return speech_encoder(
         name,
         model,
@@ -310,25 +309,20 @@ def fetch(kind: Any, name: str, file: str) -> Any:
         raise AnalysisError(unreachable(name)) from error
 
 
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Silence transformers' tables and progress bars: ours is one sentence or none."""
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
-
-
 def _pretrained(name: str, config: PretrainedConfig) -> Any:
+    kind: Any = AutoModel
+    options: dict[str, Any] = {}
+    if config.model_type == "whisper":
+        # The decoder, more than half of the weights, stays on disk.
+        kind, options = WhisperEncoder, {"key_mapping": {r"^(model\.)?encoder\.": ""}}
     try:
         with quietly():
-            model, report = AutoModel.from_pretrained(
-                name, config=config, dtype=torch.float32, output_loading_info=True
+            model, report = kind.from_pretrained(
+                name,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **options,
             )
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -336,8 +330,7 @@ def _pretrained(name: str, config: PretrainedConfig) -> Any:
             f"{name}: its weights are missing, damaged, or do not fit its config.json "
             f"({reason})."
         ) from error
-    # Used in pre-training only; Whisper's decoder is not needed here.
-    spare = ("masked_spec_embed", "decoder.", "pooler.")
+    spare = ("masked_spec_embed", "pooler.")  # used in pre-training only
     lacking = [key for key in report["missing_keys"] if not key.startswith(spare)]
     lacking += [key for key, *_ in report["mismatched_keys"]]
     if lacking:

@@ -1,0 +1,102 @@
+"""How much memory a model takes, said before it is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+from analysis_lib.base import AnalysisError
+from analysis_lib.encoders.published import published, weights
+
+# What is read of a checkpoint, where it is only a part: family -> beginnings of keys.
+PARTS = {
+    "qwen2_audio": ("audio_tower.", "multi_modal_projector."),
+    "htsat_checkpoints": ("audio_model.", "audio_encoder."),
+}
+SINGLE = 4  # bytes of a weight as we compute with it
+
+
+def loading_bytes(location: str, family: str) -> int | None:
+    """Estimate the memory that loading an encoder takes at its peak.
+
+    Parameters
+    ----------
+    location, family
+        As `checkpoints.find` gives them.
+
+    Returns
+    -------
+    int or None
+        Bytes: the weights in single precision and, where a file is read whole, that
+        file. None for a model that is neither here nor known.
+    """
+    path = Path(location)
+    if path.exists():
+        files = [path] if path.is_file() else _weight_files(path)
+        return sum(_file_bytes(file, family) for file in files)
+    count, found = weights(location), published(location)
+    if count is None or found is None:
+        return None
+    whole = found.kind not in ("qwen2_audio", "speech") and found.download
+    return SINGLE * count + (whole or 0)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    for pattern in ("model*.safetensors", "*.safetensors", "pytorch_model*.bin"):
+        if found := sorted(folder.glob(pattern)):
+            return found
+    return []
+
+
+def _file_bytes(file: Path, family: str) -> int:
+    size = file.stat().st_size
+    if file.suffix != ".safetensors":
+        return 2 * size  # a pickle is read whole before its weights are copied
+    own = PARTS.get(family, ("",))
+    try:
+        count = sum(
+            _product(entry["shape"])
+            for key, entry in safetensors_header(file).items()
+            if key.removeprefix("model.").startswith(own)
+        )
+    except (OSError, ValueError, KeyError, AttributeError):
+        return 2 * size  # A damaged file is named by the one who reads it.
+    return SINGLE * count + (size if family == "htsat_checkpoints" else 0)
+
+
+def safetensors_header(file: Path) -> dict[str, dict[str, list[int]]]:
+    """Names, types and shapes of the tensors of a file, without reading them."""
+    with open(file, "rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if length > file.stat().st_size:
+            raise ValueError("the header is longer than the file")
+        header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+    return header
+
+
+def _product(shape: Iterable[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def refuse_too_large(name: str, need: int | None) -> None:
+    """Stop before a model is loaded that does not fit.
+
+    Raises
+    ------
+    AnalysisError
+        With what it needs and what is free.
+    """
+    free = psutil.virtual_memory().available + psutil.swap_memory().free
+    if need is not None and need > free:
+        raise AnalysisError(
+            f"{name} takes {need / 1e9:.1f} GB of memory to load and "
+            f"{free / 1e9:.1f} GB are free: close other programs, or choose a smaller "
+            "model."
+        )
