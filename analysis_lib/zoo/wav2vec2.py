@@ -91,8 +91,9 @@ class Transcriber(nn.Module):
 
     def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """CTC logits and both heads' frame logits, each (B, T, symbols)."""
-        layers = self.model.wav2vec2(**inputs, output_hidden_states=True).hidden_states
-        halfway, last = layers[len(layers) // 2], self.model.dropout(layers[-1])
+        found = self.model.wav2vec2(**inputs, output_hidden_states=True)
+        halfway = found.hidden_states[len(found.hidden_states) // 2]
+        last = self.model.dropout(found.last_hidden_state)
         return self.model.lm_head(last), self.halfway(halfway), self.last(last)
 
 
