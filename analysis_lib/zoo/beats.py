@@ -11,9 +11,10 @@ All that it hears is made for it by the recipes of ``calls`` and ``environment``
 numbers that the bundled corpora do not have: no animal and no source of the book was
 ever heard in training.
 
-The patch embedding starts from whitened patches. Nine tenths of a patch's variance is
-its level; after random filters little else is left of it, and post-norm layers on
-tokens so much alike collapse before they learn.
+The patch embedding starts from whitened patches. Most of a patch's variance is its
+level; after random filters little else is left of it, and post-norm layers on tokens so
+much alike collapse before they learn. For a like reason attention starts from
+preferences for some distances.
 
 The first stage is kept as ``beats-mini-ssl`` beside the second.
 
@@ -60,7 +61,7 @@ OTTERS, FINCHES, SOURCES = range(100, 124), range(100, 130), range(100, 124)
 KINDS = ("otter", "finch", "environment")
 STRETCHES = 9  # of 160 ms: what one training example holds
 CODES, CODE_SIZE, MASKED, COARSE = 256, 16, 0.5, 4
-SSL_STEPS, STEPS, BATCH, LR, WARMUP = 300, 3200, 16, 5e-4, 0.04
+SSL_STEPS, STEPS, BATCH, LR, WARMUP = 300, 1800, 16, 5e-4, 0.05
 WHITENING_FLOOR = 0.1  # variance added to that of each principal component
 HIGHER = 6  # mel bands by which a training example may be moved up or down
 # What is asked of it afterwards; none of it was heard.
@@ -160,6 +161,7 @@ def train(
     torch.manual_seed(seed)
     model = BEATs(CONFIG)
     start_from_whitened_patches(model, features, seed)
+    start_from_many_places(model)
     curve = pretrain(
         model,
         features,
@@ -213,6 +215,7 @@ def train(
         work=workspace(NAME, seed),
         seed=seed,
         evaluate=accuracies,
+        every=300,
         resume=resume,
         log=log,
     )
@@ -238,6 +241,16 @@ def start_from_whitened_patches(model: BEATs, features: Features, seed: int) -> 
     with torch.no_grad():
         embedding.weight.copy_(filters.reshape(embedding.weight.shape))
         embedding.bias.copy_(-filters @ patches.mean(0))  # type: ignore[union-attr]
+
+
+def start_from_many_places(model: BEATs) -> None:
+    """Let every head begin with a taste for some distances and not for others.
+
+    From a table near zero, all tokens look alike wherever they stand, and a learning
+    rate that the layers bear would take thousands of steps to change that.
+    """
+    table = model.encoder.layers[0].self_attn.relative_attention_bias  # type: ignore[union-attr]
+    nn.init.normal_(table.weight, std=1.0)  # type: ignore[arg-type,union-attr]
 
 
 def pretrain(
@@ -296,6 +309,7 @@ def pretrain(
         work=work,
         seed=seed,
         evaluate=accuracy,
+        every=100,
         resume=resume,
         log=log,
     )
