@@ -179,7 +179,7 @@ def log_mel(
         transform.upper_border_begin(len(samples))[1],
     )
     power = np.abs(transform.stft(samples, p0=first, p1=max(last, first + 1))) ** 2
-    return 10 * np.log10(_mel_bands(transform.f, rate, n_mels) @ power + 1e-10).T
+    return 10 * np.log10(mel_bands(transform.f, rate, n_mels) @ power + 1e-10).T
 
 
 def log_mel_features(wave: ArrayLike, rate: float, n_mels: int = 64) -> Floats:
@@ -191,9 +191,15 @@ def log_mel_features(wave: ArrayLike, rate: float, n_mels: int = 64) -> Floats:
     return np.concatenate([frames.mean(axis=0), frames.std(axis=0)])
 
 
-def _mel_bands(frequencies: Floats, rate: float, n_mels: int) -> Floats:
+def mel_edges(rate: float, n_mels: int) -> Floats:
+    """Borders and centres of mel bands in hertz, (n_mels + 2,): band i spans i…i+2."""
     top = 2595 * np.log10(1 + rate / 2 / 700)
-    edges = 700 * (10 ** (np.linspace(0, top, n_mels + 2) / 2595) - 1)
+    return 700 * (10 ** (np.linspace(0, top, n_mels + 2) / 2595) - 1)
+
+
+def mel_bands(frequencies: Floats, rate: float, n_mels: int) -> Floats:
+    """Weights (n_mels, bins) of spectrum bins at these frequencies (hertz)."""
+    edges = mel_edges(rate, n_mels)
     low, centre, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     rise = (frequencies - low) / (centre - low)
     fall = (high - frequencies) / (high - centre)

@@ -15,6 +15,8 @@ from IPython.display import display
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from analysis_lib.acoustics import mel_bands, mel_edges
+
 PAGE_SECONDS = 10.0
 """A page carries at most this much of a clip, and says so when it cuts one."""
 
@@ -105,8 +107,8 @@ def spectrogram(
     samples = np.asarray(wave, dtype=float)
     times, frequencies, power = _power(samples, sampling_rate, seconds, hop)
     if n_mels is not None:
-        weights, frequencies = _mel_weights(frequencies, n_mels)
-        power = weights @ power
+        power = mel_bands(frequencies, sampling_rate, n_mels) @ power
+        frequencies = mel_edges(sampling_rate, n_mels)[1:-1]
     level = 10 * np.log10(np.maximum(power, 1e-20) / max(power.max(), 1e-20))
     figure, axes = plt.subplots(figsize=(6.4, 2.6))
     picture: Any = axes.pcolormesh(
@@ -153,12 +155,3 @@ def _power(
     power = np.abs(np.fft.rfft(frames * np.hanning(width), axis=1)) ** 2
     times = (np.arange(len(frames)) * step + width / 2) / sampling_rate
     return times, np.fft.rfftfreq(width, 1 / sampling_rate), power.T
-
-
-def _mel_weights(frequencies: np.ndarray, n_mels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Triangular weights (n_mels, bins) on the HTK mel scale, and their centres, Hz."""
-    top = 2595 * np.log10(1 + frequencies[-1] / 700)
-    edges = 700 * (10 ** (np.linspace(0, top, n_mels + 2) / 2595) - 1)
-    rise = (frequencies - edges[:-2, None]) / np.diff(edges)[:-1, None]
-    fall = (edges[2:, None] - frequencies) / np.diff(edges)[1:, None]
-    return np.maximum(0, np.minimum(rise, fall)), edges[1:-1]

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "sae": {*REPRESENTATIONS, "stats"},
     "piq": {*REPRESENTATIONS, "stats"},
     "figures": set(),
-    "sound": set(),
+    "sound": {"acoustics"},
     "drawings": {"figures", "acoustics"},
     "pruning": {"stats", "encoders"},
     "notebook": set(),
