@@ -1,7 +1,6 @@
 """Extraction: the numbers, the tree, what counts as another run, export."""
 
 import dataclasses
-import resource
 import sys
 
 import numpy as np
@@ -345,7 +344,6 @@ def test_dask_workers_write_the_same_numbers(corpus, cache, passes_made):
         extract(toy_encoder(), corpus, "layer", "frames", client=object())
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no resource module")
 def test_memory_does_not_grow_with_the_number_of_clips(corpus):
     """Of ten times the clips, no more than a chunk is in memory at once."""
     import tracemalloc
@@ -362,4 +360,3 @@ def test_memory_does_not_grow_with_the_number_of_clips(corpus):
     # What grows is the table of clips, not their sound.
     sound = sum(len(wave) * wave.itemsize for _, wave in many.stream())
     assert peaks[1] - peaks[0] < 0.2 * sound
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0
