@@ -37,7 +37,7 @@ from analysis_lib.zoo.spoken import (
 from analysis_lib.zoo.training import Log, finish, fit, workspace
 
 NAME = "wav2vec2-mini"
-STEPS, BATCH, LR = 2400, 24, 1.5e-3
+STEPS, BATCH, LR = 2200, 24, 1.5e-3
 SHARE_OF_WORDS = 0.7
 GUIDANCE = 0.5  # weight of each frame head
 
@@ -57,7 +57,7 @@ def config(n_symbols: int) -> Wav2Vec2Config:
         num_hidden_layers=12,
         num_attention_heads=4,
         initializer_range=0.1,  # the published 0.02 is for eight times the width
-        conv_dim=(48, 64, 64, 64, 64, 64, 64),
+        conv_dim=(16, 24, 32, 48, 64, 64, 64),
         feat_extract_norm="layer",
         conv_bias=True,
         do_stable_layer_norm=True,
