@@ -34,20 +34,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from analysis_lib.runner import execute_all, find_root, notebook_names, plan
+    from analysis_lib.named import announce, fetch_parts, rehearsal
+    from analysis_lib.runner import execute_all, find_root
 
     root = find_root()
-    texts, values = _given(options.parameter), _typed(options)
-    if options.all:
-        if options.name or texts or values:
-            raise AnalysisError("run --all takes no notebook and no parameters")
-        runs = [plan(root, name) for name in notebook_names(root)]
-    elif options.name:
-        runs = [plan(root, options.name, texts, values)]
+    if options.rehearse:
+        names, values = _names(root, options), _typed(options)
+        if options.parameter:
+            raise AnalysisError("run --rehearse takes parameters as -y or -f only")
+        runs = [rehearsal(root, name, values) for name in names]
     else:
-        names = ", ".join(notebook_names(root))
-        raise AnalysisError(f"name a notebook ({names}), or give --all")
-    problems = execute_all(runs, force=options.force)
+        runs = _planned(root, options)
+        announce(root, runs, measure=not options.dry_run)
+    if options.dry_run:
+        return 0
+    fetch_parts(runs)
+    # Models of published size share the memory badly.
+    jobs = 1 if options.profile else 2
+    problems = execute_all(runs, force=options.force, jobs=jobs)
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if not problems and not options.all:
@@ -57,6 +61,33 @@ def _run(options: argparse.Namespace) -> int:
 
             print(os.path.relpath(page(root, runs[0])))
     return 1 if problems else 0
+
+
+def _names(root: Path, options: argparse.Namespace) -> list[str]:
+    """What a command line asks to run."""
+    from analysis_lib.named import named_runs
+    from analysis_lib.runner import notebook_names
+
+    if options.profile and not options.all:
+        raise AnalysisError("--profile goes with --all")
+    if options.all and options.name:
+        raise AnalysisError("run --all takes no notebook and no parameters")
+    if options.all:
+        profile = options.profile
+        return named_runs(root, profile) if profile else notebook_names(root)
+    if options.name:
+        return [options.name]
+    names = ", ".join(notebook_names(root))
+    raise AnalysisError(f"name a notebook ({names}), or give --all")
+
+
+def _planned(root: Path, options: argparse.Namespace) -> list[Any]:
+    from analysis_lib.runner import plan
+
+    texts, values = _given(options.parameter), _typed(options)
+    if options.all and (texts or values):
+        raise AnalysisError("run --all takes no notebook and no parameters")
+    return [plan(root, name, texts, values) for name in _names(root, options)]
 
 
 def _build(options: argparse.Namespace) -> int:
@@ -96,6 +127,14 @@ def _sweep(options: argparse.Namespace) -> int:
     if options.output:
         table.to_csv(options.output, index=False)
     return 1 if problems else 0
+
+
+def _coursework(options: argparse.Namespace) -> None:
+    from analysis_lib.coursework import hand_out
+    from analysis_lib.runner import find_root
+
+    for path in hand_out(find_root(), options.name, Path(options.output)):
+        print(path)
 
 
 def _test(arguments: Sequence[str]) -> int:
@@ -263,6 +302,13 @@ def _parser() -> argparse.ArgumentParser:
     run = command("run", _run, "execute a notebook, with parameters of your own")
     run.add_argument("name", nargs="?", help="a notebook, or a named run")
     run.add_argument("--all", action="store_true", help="every notebook as it stands")
+    run.add_argument("--profile", metavar="NAME",
+                     help="with --all: every named run of a profile, "
+                     "such as published")  # fmt: skip
+    run.add_argument("--dry-run", action="store_true",
+                     help="only say what would be downloaded, and what it takes")
+    run.add_argument("--rehearse", action="store_true",
+                     help="on stand-ins for published models and data, in minutes")
     _add_parameters(run)
     run.add_argument("-y", "--parameters-yaml", action="append", metavar="YAML",
                      help="parameters as a YAML mapping")  # fmt: skip
@@ -310,6 +356,12 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("-o", "--output", metavar="FOLDER", help="instead of the book's")
     train.add_argument("--anew", action="store_true", help="forget an unfinished run")
+
+    words = "hand out a chapter's exercises: for the class, and for its teacher"
+    coursework = command("coursework", _coursework, words)
+    coursework.add_argument("name", help="a notebook")
+    coursework.add_argument("-o", "--output", metavar="FOLDER", default="coursework",
+                            help="by default coursework")  # fmt: skip
 
     words = (
         "run the tests that need no site and no minutes; or pytest, with its options"

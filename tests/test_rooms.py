@@ -35,9 +35,11 @@ MAY_IMPORT = {
     "declared": set(),
     "freshness": set(),
     "runner": {"notebook", "declared", "freshness"},
+    "named": {*DATA, "notebook", "runner"},
     "pairs": {"runner"},
+    "coursework": {"runner"},
     "site": {"runner", "corpora"},
-    "__main__": {"runner", "pairs", "site", "corpora", "zoo"},
+    "__main__": {"runner", "named", "doctor", "pairs", "site", "corpora", "zoo"},
 }
 
 ROOMS = sorted(
