@@ -39,7 +39,16 @@ MAY_IMPORT = {
     "pairs": {"runner"},
     "coursework": {"runner"},
     "site": {"runner", "corpora"},
-    "__main__": {"runner", "named", "doctor", "pairs", "site", "corpora", "zoo"},
+    "__main__": {
+        "runner",
+        "named",
+        "doctor",
+        "pairs",
+        "coursework",
+        "site",
+        "corpora",
+        "zoo",
+    },
 }
 
 ROOMS = sorted(
