@@ -13,8 +13,8 @@ ever heard in training.
 
 The patch embedding starts from whitened patches. Most of a patch's variance is its
 level; after random filters little else is left of it, and post-norm layers on tokens so
-much alike collapse before they learn. For a like reason attention starts from
-preferences for some distances.
+much alike collapse before they learn. It stays as it is, and the first stage goes in
+small steps, so that the second finds it unharmed.
 
 The first stage is kept as ``beats-mini-ssl`` beside the second.
 
@@ -23,6 +23,8 @@ References
 Chen et al. (2023), "BEATs: Audio Pre-Training with Acoustic Tokenizers", section 3.
 Chiu et al. (2022), "Self-supervised Learning with Random-projection Quantizer".
 LeCun et al. (1998), "Efficient BackProp", section 4.3 (whitening the inputs).
+Chen, Xie and He (2021), "An Empirical Study of Training Self-Supervised Vision
+Transformers", section 4.2 (a fixed patch projection keeps training stable).
 """
 
 from __future__ import annotations
@@ -61,7 +63,8 @@ OTTERS, FINCHES, SOURCES = range(100, 124), range(100, 130), range(100, 124)
 KINDS = ("otter", "finch", "environment")
 STRETCHES = 9  # of 160 ms: what one training example holds
 CODES, CODE_SIZE, MASKED, COARSE = 256, 16, 0.5, 4
-SSL_STEPS, STEPS, BATCH, LR, WARMUP = 300, 1800, 16, 5e-4, 0.05
+SSL_STEPS, STEPS, BATCH = 300, 2400, 16
+SSL_LR, LR, WARMUP = 1e-4, 5e-4, 0.04
 WHITENING_FLOOR = 0.1  # variance added to that of each principal component
 HIGHER = 6  # mel bands by which a training example may be moved up or down
 # What is asked of it afterwards; none of it was heard.
@@ -161,7 +164,6 @@ def train(
     torch.manual_seed(seed)
     model = BEATs(CONFIG)
     start_from_whitened_patches(model, features, seed)
-    start_from_many_places(model)
     curve = pretrain(
         model,
         features,
@@ -224,7 +226,7 @@ def train(
 
 
 def start_from_whitened_patches(model: BEATs, features: Features, seed: int) -> None:
-    """Set the patch embedding to leading principal components, brought to one scale.
+    """Fix the patch embedding to leading principal components, brought to one scale.
 
     Its bias takes the mean patch away; without it, layer norm would leave of a patch
     its direction seen from silence.
@@ -241,16 +243,7 @@ def start_from_whitened_patches(model: BEATs, features: Features, seed: int) -> 
     with torch.no_grad():
         embedding.weight.copy_(filters.reshape(embedding.weight.shape))
         embedding.bias.copy_(-filters @ patches.mean(0))  # type: ignore[union-attr]
-
-
-def start_from_many_places(model: BEATs) -> None:
-    """Let every head begin with a taste for some distances and not for others.
-
-    From a table near zero, all tokens look alike wherever they stand, and a learning
-    rate that the layers bear would take thousands of steps to change that.
-    """
-    table = model.encoder.layers[0].self_attn.relative_attention_bias  # type: ignore[union-attr]
-    nn.init.normal_(table.weight, std=1.0)  # type: ignore[arg-type,union-attr]
+    embedding.requires_grad_(False)
 
 
 def pretrain(
@@ -305,7 +298,7 @@ def pretrain(
         batch,
         loss,
         steps=SSL_STEPS,
-        lr=LR,
+        lr=SSL_LR,
         work=work,
         seed=seed,
         evaluate=accuracy,
