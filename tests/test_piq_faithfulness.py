@@ -9,6 +9,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from analysis_lib.piq import (
+    against,
     area_curves,
     draw_pairs,
     label_swap,
@@ -20,23 +21,17 @@ from analysis_lib.piq import (
     train_classifier,
     train_piq,
 )
+from analysis_lib.piq.classifier import log_magnitudes
 from analysis_lib.piq.controls import (
     GRADIENTS,
     gradient_masks,
-    log_magnitudes,
     mask_correlation,
     other_class_masks,
     trivial_masks,
 )
-from analysis_lib.piq.metrics import (
-    SCORES,
-    faithfulness_scores,
-    gini,
-    mask_entropy,
-    mean_interval,
-    top_area,
-)
+from analysis_lib.piq.metrics import faithfulness_scores, gini, mask_entropy, top_area
 from analysis_lib.piq.mixtures import relevance_mass, roc_auc, si_sdr
+from analysis_lib.piq.summary import SCORES, mean_interval
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +131,14 @@ def test_all_pass_games_the_published_scores(classifier, clips):
     assert small["energy"] > small["random"]
 
 
+def test_curves_are_scores_of_hard_masks(classifier, clips):
+    relevance = np.random.default_rng(0).random((12, 64, 33))
+    curves = area_curves(classifier, clips, {"noise": relevance}, areas=[0.1])
+    hard = score_masks(classifier, clips, {"noise": top_area(relevance, 0.1)})
+    shared = [name for name in curves if name != "area"]
+    pd.testing.assert_frame_equal(curves[shared], hard[shared])
+
+
 def test_summary_holds_intervals(classifier, clips):
     scores = score_masks(classifier, clips, {"a": np.ones((12, 64, 33), np.float32)})
     table = summarize(scores)
@@ -147,6 +150,26 @@ def test_summary_holds_intervals(classifier, clips):
     row = summarize(empty).set_index("score").loc["COMP"]
     assert row["clips"] == 0
     assert np.isnan(row["mean"])
+
+
+def test_methods_are_compared_clip_by_clip():
+    rng = np.random.default_rng(0)
+    rows = [
+        (method, f"clip{i}", f"source{i // 2}", area, better + rng.normal(0, 0.1))
+        for i in range(40)
+        for area in (0.1, 0.3)
+        for method, better in [("same", 0.0), ("mine", 0.0), ("worse", -0.3)]
+    ]
+    curves = pd.DataFrame(rows, columns=["method", "clip", "group", "area", "Fid-In"])
+    table = against(curves, "mine")
+    wide = curves.groupby(["method", "clip"])["Fid-In"].mean().unstack("method")
+    assert table.loc["worse", "difference"] == pytest.approx(
+        (wide["mine"] - wide["worse"]).mean()
+    )
+    assert table.loc["worse", "low"] > 0.2
+    assert table.loc["worse", "p"] < 0.01
+    assert table.loc["same", "low"] < 0 < table.loc["same", "high"]
+    assert table.loc["same", "p"] > 0.05
 
 
 def test_interval_covers_groups():
@@ -316,12 +339,13 @@ def test_label_swap_finds_what_is_there(shift, found):
     assert (swap["low"] > 0) == found
 
 
-def test_training_on_mixtures_makes_keys_follow_the_class(classifier):
-    train = toy_clips(8)
-    piq = train_piq(
-        classifier, train, K=9, steps=150, warmup=40, mixtures=1.0, lr=1e-2,
-    )  # fmt: skip
-    fresh = toy_clips(6, seed=5)
-    swap = label_swap(mixture_study(piq, fresh, draw_pairs(fresh.labels, 24)))
-    assert swap["mean"] > 0.05
-    assert swap["p"] < 0.05
+def test_fidelity_makes_keys_follow_the_class(classifier):
+    train, fresh = toy_clips(8), toy_clips(6, seed=5)
+    piq = train_piq(classifier, train, K=9, steps=150, warmup=40, fidelity=1, lr=1e-2)
+    relevance = {
+        "own": piq.relevance(fresh),
+        "other": piq.relevance(fresh, (fresh.labels + 1) % 3),
+    }
+    curves = area_curves(classifier, fresh, relevance, areas=[0.03])
+    kept = curves.groupby("method")["AD"].mean()
+    assert kept["own"] < kept["other"]

@@ -103,7 +103,7 @@ def test_two_classes_keep_their_probabilities():
 
 def test_the_whole_study_runs_on_an_encoder(explained):
     clips = toy_clips(6)
-    piq = train_piq(explained, clips, K=9, steps=60, warmup=20, lr=1e-2, mixtures=0.5)
+    piq = train_piq(explained, clips, K=9, steps=60, warmup=20, lr=1e-2)
     assert piq.history["mask"].iloc[-10:].mean() < piq.history["mask"].iloc[:5].mean()
     fresh = toy_clips(3, seed=5)
     masks = trivial_masks(explained, fresh) | {"PIQ": piq.mask_clips(fresh)}

@@ -24,7 +24,6 @@ from analysis_lib.piq import (
     nearest_tokens,
     predict_clips,
     randomized,
-    split_groups,
     train_classifier,
     train_piq,
 )
@@ -33,8 +32,9 @@ from analysis_lib.piq import codebook as cb
 from analysis_lib.piq import train as train_room
 from analysis_lib.piq.classifier import check_clips
 from analysis_lib.piq.frontend import log_magnitude, masked_stft
+from analysis_lib.piq.mixtures import equal_power
 from analysis_lib.piq.modules import pad_to_grid
-from analysis_lib.piq.train import energy_mask, equal_power, hidden_maps, vq_loss
+from analysis_lib.piq.train import energy_mask, hidden_maps, keep_top_area, vq_loss
 from analysis_lib.piq.training import optimize
 
 
@@ -116,13 +116,6 @@ def test_excerpts_are_loud_equal_and_known(folder):
     part = clips[[0, 5]]
     assert len(part) == 2
     assert part.names[1] == clips.names[5]
-
-
-def test_groups_stay_on_one_side(folder):
-    parts = split_groups(folder)
-    assert sorted(np.concatenate(parts)) == list(range(len(folder)))
-    groups = [set(folder.groups[part]) for part in parts]
-    assert len(set.union(*groups)) == sum(map(len, groups))
 
 
 # Classifier.
@@ -209,6 +202,18 @@ def test_energy_mask_and_losses():
     assert scaled.square().mean() == pytest.approx(4.0)
 
 
+def test_keep_top_area():
+    g = torch.Generator().manual_seed(0)
+    relevance = torch.randn(3, 10, 20, generator=g).requires_grad_()
+    kept = keep_top_area(relevance, torch.tensor([0.05, 0.5, 1.0]))
+    # Of all bins asked for, the least relevant one is the edge and stays out.
+    assert kept.sum((1, 2)).tolist() == pytest.approx([10, 100, 199], abs=1e-3)
+    assert (relevance[0][kept[0] > 0.5].min() > relevance[0][kept[0] < 0.5].max()).all()
+    kept.sum().backward()
+    near = (relevance[1] - relevance[1].median()).abs() < 0.3
+    assert relevance.grad[1][near].min() > relevance.grad[1][~near].max()
+
+
 def test_psi_learns_the_mask_and_not_the_classifier(piq, classifier, clips):
     x = log_magnitude(FRONT_END.stft(torch.from_numpy(clips.waves)))
     target = energy_mask(x)
@@ -261,7 +266,6 @@ def test_same_seed_same_psi_and_resumed(classifier, clips, tmp_path, monkeypatch
         {"partition": False},
         {"shared_keys": 3},
         {"fidelity": 0.5},
-        {"mixtures": 0.5},
         {"decoder": "published"},
         {"warmup": 0},
         {"mask_rule": "reconstruction"},
@@ -404,7 +408,7 @@ def test_interpretation_is_as_long_as_the_input(piq, rate, length):
 
 def test_an_open_mask_gives_the_input_back(piq, clips):
     wave = clips.waves[0] * 0.3
-    answer = interpret(piq, wave, threshold=-1.0)
+    answer = interpret(piq, wave, area=1.0)
     assert answer.interpretation == pytest.approx(wave, abs=1e-5)
     assert np.abs(answer.remainder).max() < 1e-6
 
@@ -444,7 +448,7 @@ def missing_class():
         (lambda p: train_piq(p.classifier, toy_clips(), mask_rule="x"),
          "mask_rule='x' is unknown"),
         (lambda p: train_piq(p.classifier, toy_clips(), mask_rule="reconstruction",
-                             mixtures=0.5), "mixtures=0.5; set both to 0"),
+                             fidelity=0.5), "fidelity=0.5: a thresholded"),
         (lambda p: check_clips(toy_clips(), ("x", "low", "middle"), FRONT_END),
          "high, x"),
         (lambda p: check_clips(toy_clips(), tuple(PITCHES), SpectrogramFrontEnd()),

@@ -2,16 +2,16 @@
 
 from analysis_lib.piq.classifier import (
     SpectrogramClassifier,
+    log_magnitudes,
     predict_clips,
     randomized,
-    split_groups,
     train_classifier,
 )
 from analysis_lib.piq.codebook import code_usage, decode_keys, nearest_tokens
 from analysis_lib.piq.frontend import Clips, SpectrogramFrontEnd, load_clips
 from analysis_lib.piq.frozen import EncoderClassifier, probe_encoder
 from analysis_lib.piq.interpret import Interpretation, interpret, key_sounds
-from analysis_lib.piq.metrics import accuracy, area_curves, score_masks, summarize
+from analysis_lib.piq.metrics import accuracy, area_curves, score_masks, top_area
 from analysis_lib.piq.mixtures import draw_pairs, label_swap, mixture_study
 from analysis_lib.piq.modules import (
     Conv2dEncoder,
@@ -19,7 +19,12 @@ from analysis_lib.piq.modules import (
     VectorQuantizedPSIFocalNet,
     VectorQuantizedPSIViT,
 )
-from analysis_lib.piq.quantization import VQEmbedding, irrelevant_regions
+from analysis_lib.piq.quantization import (
+    VQEmbedding,
+    irrelevant_regions,
+    key_owners,
+)
+from analysis_lib.piq.summary import against, paired_difference, summarize
 from analysis_lib.piq.train import PIQ, train_piq
 
 __all__ = [
@@ -35,23 +40,27 @@ __all__ = [
     "VectorQuantizedPSIFocalNet",
     "VectorQuantizedPSIViT",
     "accuracy",
+    "against",
     "area_curves",
     "code_usage",
     "decode_keys",
     "draw_pairs",
     "interpret",
     "irrelevant_regions",
+    "key_owners",
     "key_sounds",
     "label_swap",
     "load_clips",
+    "log_magnitudes",
     "mixture_study",
     "nearest_tokens",
+    "paired_difference",
     "predict_clips",
     "probe_encoder",
     "randomized",
     "score_masks",
-    "split_groups",
     "summarize",
+    "top_area",
     "train_classifier",
     "train_piq",
 ]

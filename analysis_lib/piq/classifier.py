@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from analysis_lib.base import AnalysisError, digest
-from analysis_lib.corpora.corpus import Corpus
 from analysis_lib.piq.frontend import Clips, SpectrogramFrontEnd, log_magnitude
 from analysis_lib.piq.modules import Conv2dEncoder, pad_to_grid
 from analysis_lib.piq.training import optimize
@@ -101,25 +100,6 @@ class SpectrogramClassifier(nn.Module):
         return digest(repr(self.classes), repr(self.front_end), *weights)
 
 
-def split_groups(
-    corpus: Corpus, n_splits: int = 5
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Part a corpus into train, validation and test clips; no group is in two.
-
-    The corpus's own folds or splits are used where it has them: its last fold is the
-    test, the one before the validation.
-    """
-    folds = corpus.folds(n_splits)
-    train, test = folds[-1]
-    if len(folds) > 2:
-        valid = folds[-2][1]
-    else:
-        table = corpus.table.drop(columns=["fold", "split"], errors="ignore")
-        rest = Corpus(corpus.name, table.iloc[train].reset_index(drop=True))
-        valid = train[rest.folds(n_splits)[0][1]]
-    return np.setdiff1d(train, valid), valid, test
-
-
 def train_classifier(
     clips: Clips,
     *,
@@ -135,7 +115,9 @@ def train_classifier(
     """Train a classifier of spectrograms; the last step is kept, none is selected.
 
     Clips are rolled in time, scaled by up to 6 dB, mixed in pairs (mixup, [1]_) and
-    lose random bands of time and frequency ([2]_).
+    lose random bands of time and frequency ([2]_). Half of them keep only a share of
+    their bins: a classifier that never heard masked sounds answers masks by chance,
+    and the faithfulness of none could be measured.
 
     Parameters
     ----------
@@ -145,12 +127,8 @@ def train_classifier(
         Default: 256-point windows in steps of 128, at the clips' rate.
     dim : int
         Channels of the encoder.
-    steps, batch_size, lr, seed
-        Of the optimization (`training.optimize`).
-    checkpoint : path, optional
-        Folder where the state is kept, to resume from.
-    progress : callable, optional
-        Called with (step, steps).
+    batch_size, steps, lr, seed, checkpoint, progress
+        See `training.optimize`.
 
     Returns
     -------
@@ -182,14 +160,13 @@ def train_classifier(
 
     def loss_at(step: int, g: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         at = torch.randint(len(waves), (batch_size,), generator=g)
-        other = at[torch.randperm(batch_size, generator=g)]
+        other = torch.randperm(batch_size, generator=g)
         x = _augment(front_end, waves[at], g)
-        y = _augment(front_end, waves[other], g)
         # Half of the pairs keep less than 3 % of the second clip, none more than half.
         share = torch.rand(batch_size, 1, generator=g) ** 4 / 2
-        target = (1 - share) * targets[at] + share * targets[other]
+        target = (1 - share) * targets[at] + share * targets[at[other]]
         share = share[:, None]
-        logits = model((1 - share) * x + share * y)
+        logits = model(_mask_half((1 - share) * x + share * x[other], g))
         loss = F.cross_entropy(logits, target, label_smoothing=0.05)
         return loss, {"loss": loss.item()}
 
@@ -249,18 +226,47 @@ def _augment(
     return x
 
 
+def _mask_half(x: Tensor, g: torch.Generator) -> Tensor:
+    # What is kept is loud and, by noise of a grain drawn anew, more here than there.
+    n, grain = len(x), 2 ** int(torch.randint(1, 8, (1,), generator=g))
+    noise = torch.rand(n, 1, grain, grain, generator=g)
+    noise = F.interpolate(noise, size=x.shape[1:], mode="bilinear")[:, 0]
+    relevance = (x * noise.square()).flatten(1)
+    areas = 0.01 ** torch.rand(n, generator=g)
+    ranks = ((1 - areas) * relevance.shape[1]).long().clamp_min(1)
+    edges = torch.stack(
+        [row.kthvalue(int(k)).values for row, k in zip(relevance, ranks, strict=True)]
+    )
+    kept = (relevance > edges[:, None]).view_as(x)
+    whole = torch.rand(n, 1, 1, generator=g) < 0.5
+    return x * (kept | whole)
+
+
 @torch.no_grad()
 def predict_clips(
-    classifier: Explained, clips: Clips, batch_size: int = 32
+    classifier: Explained,
+    clips: Clips,
+    masks: NDArray[np.float32] | None = None,
+    batch_size: int = 32,
 ) -> NDArray[np.float32]:
-    """Give class probabilities ``(N, n)`` of clips."""
-    parts = [
-        classifier.predict(classifier.front_end.stft(torch.from_numpy(part))).softmax(
-            -1
-        )
-        for part in batches(clips.waves, batch_size)
-    ]
+    """Give class probabilities ``(N, n)`` of clips, under masks ``(N, T, F)`` if given.
+
+    A mask acts as in the classifier's ``predict``.
+    """
+    parts: list[Tensor] = []
+    for i in range(0, len(clips), batch_size):
+        at = slice(i, i + batch_size)
+        stft = classifier.front_end.stft(torch.from_numpy(clips.waves[at]))
+        part = None if masks is None else torch.from_numpy(masks[at])
+        parts.append(classifier.predict(stft, part).softmax(-1))
     return torch.cat(parts).numpy()
+
+
+def log_magnitudes(classifier: Explained, clips: Clips) -> NDArray[np.float32]:
+    """Give the log1p magnitudes ``(N, T, F)`` of clips."""
+    return log_magnitude(
+        classifier.front_end.stft(torch.from_numpy(clips.waves))
+    ).numpy()
 
 
 def batches(array: Any, size: int) -> list[Any]:

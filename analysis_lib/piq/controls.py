@@ -17,21 +17,19 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 from torch import Tensor
 
-from analysis_lib.piq.classifier import Explained, SpectrogramClassifier, predict_clips
-from analysis_lib.piq.frontend import Clips, log_magnitude
+from analysis_lib.piq.classifier import (
+    Explained,
+    SpectrogramClassifier,
+    log_magnitudes,
+    predict_clips,
+)
+from analysis_lib.piq.frontend import Clips
 from analysis_lib.piq.modules import grid_size
 from analysis_lib.piq.train import PIQ, energy_mask
 
 Masks = NDArray[np.float32]
 
 GRADIENTS = ("saliency", "integrated gradients", "SmoothGrad", "Grad-CAM")
-
-
-def log_magnitudes(classifier: Explained, clips: Clips) -> Masks:
-    """Give the log1p magnitudes ``(N, T, F)`` of clips."""
-    return log_magnitude(
-        classifier.front_end.stft(torch.from_numpy(clips.waves))
-    ).numpy()
 
 
 def trivial_masks(

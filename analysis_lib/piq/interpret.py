@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from analysis_lib.base import AnalysisError
 from analysis_lib.piq.codebook import nearest_tokens
 from analysis_lib.piq.frontend import Clips, log_magnitude, masked_stft, resample
+from analysis_lib.piq.metrics import top_area
 from analysis_lib.piq.modules import grid_size
 from analysis_lib.piq.train import PIQ, hidden_maps
 
@@ -65,7 +66,7 @@ def interpret(
     *,
     sampling_rate: int | None = None,
     label: str | None = None,
-    threshold: float | None = None,
+    area: float | None = None,
 ) -> Interpretation:
     """Say with a sound why a classifier gave its class, or would give another.
 
@@ -80,8 +81,9 @@ def interpret(
         Hz of ``wave``; by default the front end's. Sounds come back at this rate.
     label : str, optional
         Class asked about; by default the predicted one.
-    threshold : float, optional
-        Keep the bins whose mask exceeds it, whole; by default the mask is soft.
+    area : float, optional
+        Keep this share of the bins, the loudest under the mask, and each whole; by
+        default the mask is soft.
 
     Returns
     -------
@@ -114,8 +116,9 @@ def interpret(
     asked = predicted if label is None else classifier.classes.index(label)
     out = piq.psi(hidden, torch.tensor([asked]), tuple(stft.shape[1:]))
     mask = piq.mask_of(out.logits)
-    if threshold is not None:
-        mask = (mask > threshold).float()
+    if area is not None:
+        heard_most = mask * log_magnitude(stft)
+        mask = torch.from_numpy(top_area(heard_most.numpy(), area))
     answers = torch.cat(
         [logits, classifier.predict(stft, mask), classifier.predict(stft, 1 - mask)]
     ).softmax(-1)

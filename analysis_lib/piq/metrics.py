@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from analysis_lib.piq.classifier import Explained, predict_clips
 from analysis_lib.piq.frontend import Clips
-from analysis_lib.stats import bootstrap_counts, encode_groups, percentile_interval
-
-SCORES = ("Fid-In", "FF", "AI", "AD", "AG", "SPS", "COMP")
-"""Input fidelity, faithfulness, average increase, drop and gain, sparseness and
-complexity; all but AD and COMP are better when higher."""
+from analysis_lib.piq.summary import mean_interval
 
 
 def accuracy(
@@ -45,17 +39,7 @@ def accuracy(
 
 
 def gini(mask: ArrayLike) -> NDArray[np.float64]:
-    """Sparseness: the Gini index of each mask's absolute values, 0 (flat) to 1.
-
-    Parameters
-    ----------
-    mask : array_like
-        ``(N, ...)``.
-
-    Returns
-    -------
-    ndarray
-        ``(N,)``; 0 for a constant mask, the empty one included.
+    """Sparseness: the Gini index of each mask ``(N, ...)``, 0 (flat) to 1.
 
     References
     ----------
@@ -71,18 +55,9 @@ def gini(mask: ArrayLike) -> NDArray[np.float64]:
 
 
 def mask_entropy(mask: ArrayLike) -> NDArray[np.float64]:
-    """Complexity: the entropy of each mask taken as a distribution, in nats.
+    """Complexity: the entropy in nats of each mask ``(N, ...)`` as a distribution.
 
-    Parameters
-    ----------
-    mask : array_like
-        ``(N, ...)``.
-
-    Returns
-    -------
-    ndarray
-        ``(N,)``, from 0 (one bin) to the log of the number of bins; NaN for an
-        empty mask, which is no distribution.
+    It runs from 0 (one bin) to the log of the number of bins; NaN for an empty mask.
 
     References
     ----------
@@ -169,7 +144,6 @@ def _probabilities(values: ArrayLike, name: str) -> NDArray[np.float64]:
     return array
 
 
-@torch.no_grad()
 def score_masks(
     classifier: Explained,
     clips: Clips,
@@ -195,43 +169,41 @@ def score_masks(
     Returns
     -------
     DataFrame
-        A row a method and clip: ``method``, ``clip``, ``group``, the seven `SCORES`
-        and ``area``, the mask's mean.
+        A row a method and clip: ``method``, ``clip``, ``group``, the seven of
+        `summary.SCORES` and ``area``, the mask's mean.
 
     Raises
     ------
     ValueError
         If masks have another shape than the spectrograms, leave 0 to 1 or hold NaN.
     """
-    whole = _answers(classifier, clips, None, batch_size)
+    whole = predict_clips(classifier, clips, batch_size=batch_size)
     tables = []
     for name, values in masks.items():
         mask = _checked(values, name, clips, classifier)
-        scores = faithfulness_scores(
-            whole,
-            _answers(classifier, clips, mask, batch_size),
-            _answers(classifier, clips, 1 - mask, batch_size),
-            classes,
-        )
+        scores = _scored(classifier, clips, name, whole, mask, classes, batch_size)
         scores["SPS"], scores["COMP"] = gini(mask), mask_entropy(mask)
         scores["area"] = mask.mean((1, 2), dtype=np.float64)
-        scores.insert(0, "method", name)
-        scores.insert(1, "clip", clips.names)
-        scores.insert(2, "group", clips.groups)
         tables.append(scores)
     return pd.concat(tables, ignore_index=True)
 
 
-def _answers(
-    classifier: Explained, clips: Clips, mask: NDArray | None, batch_size: int
-) -> NDArray[np.float32]:
-    parts: list[Tensor] = []
-    for i in range(0, len(clips), batch_size):
-        at = slice(i, i + batch_size)
-        stft = classifier.front_end.stft(torch.from_numpy(clips.waves[at]))
-        part = None if mask is None else torch.from_numpy(mask[at])
-        parts.append(classifier.predict(stft, part).softmax(-1))
-    return torch.cat(parts).numpy()
+def _scored(
+    classifier: Explained,
+    clips: Clips,
+    name: str,
+    whole: NDArray,
+    mask: NDArray[np.float32],
+    classes: ArrayLike | None,
+    batch_size: int,
+) -> pd.DataFrame:
+    kept = predict_clips(classifier, clips, mask, batch_size)
+    left = predict_clips(classifier, clips, 1 - mask, batch_size)
+    scores = faithfulness_scores(whole, kept, left, classes)
+    scores.insert(0, "method", name)
+    scores.insert(1, "clip", clips.names)
+    scores.insert(2, "group", clips.groups)
+    return scores
 
 
 def _checked(
@@ -270,25 +242,32 @@ def top_area(relevance: ArrayLike, area: float, seed: int = 0) -> NDArray[np.flo
     ndarray
         ``(N, T, F)`` of 0 and 1, each with ``round(area * T * F)`` ones.
     """
+    return _kept(_ranks(relevance, seed), area)
+
+
+def _ranks(relevance: ArrayLike, seed: int) -> NDArray[np.int32]:
     values = np.asarray(relevance, np.float32)
-    flat = values.reshape(len(values), -1)
-    keep = round(area * flat.shape[1])
     rng = np.random.default_rng(seed)
-    out = np.zeros_like(flat)
-    for row, kept in zip(flat, out, strict=True):
+    ranks = np.empty((len(values), values[0].size), np.int32)
+    for row, rank in zip(values.reshape(ranks.shape), ranks, strict=True):
         shuffled = rng.permutation(len(row))
         order = shuffled[np.argsort(-row[shuffled], kind="stable")]
-        kept[order[:keep]] = 1
-    return out.reshape(values.shape)
+        rank[order] = np.arange(len(row))
+    return ranks.reshape(values.shape)
+
+
+def _kept(ranks: NDArray[np.int32], area: float) -> NDArray[np.float32]:
+    return (ranks < round(area * ranks[0].size)).astype(np.float32)
 
 
 def area_curves(
     classifier: Explained,
     clips: Clips,
     relevance: Mapping[str, ArrayLike],
-    areas: Sequence[float] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7),
+    areas: Sequence[float] = (0.01, 0.03, 0.1, 0.3),
     classes: ArrayLike | None = None,
     seed: int = 0,
+    batch_size: int = 32,
 ) -> pd.DataFrame:
     """Score every method at equal areas: its most relevant bins, hard.
 
@@ -297,7 +276,7 @@ def area_curves(
 
     Parameters
     ----------
-    classifier, clips, classes
+    classifier, clips, classes, batch_size
         As in `score_masks`.
     relevance : mapping
         Name of a method to its ``(N, T, F)`` relevance, of any scale.
@@ -309,64 +288,16 @@ def area_curves(
     Returns
     -------
     DataFrame
-        As of `score_masks`, ``area`` being the one asked for.
+        A row a method, area and clip: ``method``, ``clip``, ``group``, ``area`` and
+        the first five of `summary.SCORES`; the others follow from the area.
     """
+    whole = predict_clips(classifier, clips, batch_size=batch_size)
     tables = []
-    for area in areas:
-        cut = {
-            name: top_area(values, area, seed + k)
-            for k, (name, values) in enumerate(relevance.items())
-        }
-        tables.append(
-            score_masks(classifier, clips, cut, classes).assign(area=float(area))
-        )
+    for k, (name, values) in enumerate(relevance.items()):
+        ranks = _ranks(values, seed + k)
+        for area in areas:
+            mask = _checked(_kept(ranks, area), name, clips, classifier)
+            scores = _scored(classifier, clips, name, whole, mask, classes, batch_size)
+            scores.insert(3, "area", float(area))
+            tables.append(scores)
     return pd.concat(tables, ignore_index=True)
-
-
-def summarize(
-    scores: pd.DataFrame,
-    by: Sequence[str] = ("method",),
-    columns: Iterable[str] = SCORES,
-    n_draws: int = 1000,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Average scores over clips, with 95 % bootstrap intervals over groups.
-
-    Parameters
-    ----------
-    scores : DataFrame
-        Of `score_masks` or `area_curves`.
-    by : sequence of str
-        Columns that name a condition.
-    columns : iterable of str
-        Scores to average; clips where a score is NaN are left out of it.
-    n_draws, seed : int
-        Of the bootstrap.
-
-    Returns
-    -------
-    DataFrame
-        A row a condition and score: ``by``, ``score``, ``mean``, ``low``, ``high``,
-        ``clips``.
-    """
-    rows = []
-    for condition, part in scores.groupby(list(by), sort=False):
-        for column in columns:
-            known = part[part[column].notna()]
-            row = dict(zip(by, condition, strict=True))
-            values = known[column].to_numpy()
-            row |= {"score": column, "clips": len(values)}
-            row |= mean_interval(values, known["group"].to_numpy(), n_draws, seed)
-            rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def mean_interval(
-    values: NDArray, groups: ArrayLike, n_draws: int = 1000, seed: int = 0
-) -> dict[str, float]:
-    """Give ``mean``, ``low`` and ``high`` (95 %), whole groups drawn anew."""
-    if len(values) == 0:
-        return dict.fromkeys(("mean", "low", "high"), float("nan"))
-    counts = bootstrap_counts(encode_groups(groups, len(values)), n_draws, seed)
-    low, high = percentile_interval(counts @ values / counts.sum(1))
-    return {"mean": float(values.mean()), "low": low, "high": high}

@@ -9,10 +9,11 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
+from torch import Tensor
 
 from analysis_lib.piq.frontend import Clips, masked_stft
-from analysis_lib.piq.metrics import mean_interval
-from analysis_lib.piq.train import PIQ, equal_power
+from analysis_lib.piq.summary import paired_difference
+from analysis_lib.piq.train import PIQ
 
 Floats = NDArray[np.float64]
 
@@ -33,6 +34,12 @@ def draw_pairs(labels: ArrayLike, n: int, seed: int = 0) -> NDArray[np.int64]:
     first = np.concatenate(turns)[:n]
     second = [rng.choice(np.flatnonzero(codes != codes[i])) for i in first]
     return np.stack([first, second], 1)
+
+
+def equal_power(first: Tensor, second: Tensor) -> Tensor:
+    """Scale ``second`` to the power of ``first``, clip by clip, ``(B, L)``."""
+    power = [w.square().mean(-1, keepdim=True) for w in (first, second)]
+    return second * (power[0] / power[1].clamp_min(1e-12)).sqrt()
 
 
 def roc_auc(relevance: ArrayLike, truth: ArrayLike) -> Floats:
@@ -234,13 +241,6 @@ def label_swap(
             f"no mixture has a finite {column!r} for both A's and B's keys; "
             f"there is nothing to compare."
         )
-    names = groups.loc[difference.index].to_numpy()
-    sums = pd.Series(difference.to_numpy()).groupby(names).sum().to_numpy()
-    rng = np.random.default_rng(seed)
-    signs = rng.choice([-1.0, 1.0], (n_permutations, len(sums)))
-    # 1e-12: a permutation that changes nothing must count, whatever the rounding.
-    beyond = np.abs(signs @ sums) >= np.abs(sums.sum()) * (1 - 1e-12)
-    summary = mean_interval(difference.to_numpy(), names, seed=seed)
-    summary["p"] = float((1 + beyond.sum()) / (1 + n_permutations))
-    summary["mixtures"] = float(len(difference))
-    return summary
+    return paired_difference(
+        difference.to_numpy(), groups.loc[difference.index], n_permutations, seed
+    ) | {"mixtures": float(len(difference))}

@@ -14,7 +14,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from analysis_lib.base import digest
-from analysis_lib.piq.classifier import Explained, batches, check_clips
+from analysis_lib.piq.classifier import (
+    Explained,
+    batches,
+    check_clips,
+    log_magnitudes,
+)
 from analysis_lib.piq.codebook import code_usage, kmeans_start, revive
 from analysis_lib.piq.frontend import Clips, log_magnitude
 from analysis_lib.piq.modules import VectorQuantizedPSI
@@ -37,6 +42,31 @@ def energy_mask(x: Tensor, threshold: float = 0.35) -> Tensor:
         ``(B, T, F)`` of 0 and 1. A silent clip's mask is empty.
     """
     return (x > threshold * x.amax((-2, -1), keepdim=True)).float()
+
+
+def keep_top_area(relevance: Tensor, areas: Tensor, width: float = 0.3) -> Tensor:
+    """Keep each clip's most relevant bins, and let the gradient pass around the edge.
+
+    Parameters
+    ----------
+    relevance : Tensor
+        ``(B, T, F)``, in logarithms.
+    areas : Tensor
+        ``(B,)`` shares of bins to keep.
+    width : float
+        Of the sigmoid about the threshold whose gradient stands for the step's.
+
+    Returns
+    -------
+    Tensor
+        ``(B, T, F)`` of 0 and 1.
+    """
+    flat = relevance.detach().flatten(1)
+    ranks = ((1 - areas) * flat.shape[1]).long().clamp(1, flat.shape[1])
+    edges = [row.kthvalue(int(k)).values for row, k in zip(flat, ranks, strict=True)]
+    edge = torch.stack(edges)[:, None, None]
+    soft = torch.sigmoid((relevance - edge) / width)
+    return (relevance > edge).float() + soft - soft.detach()
 
 
 def vq_loss(latents: Tensor, quantized: Tensor, beta: float = 1.0) -> Tensor:
@@ -118,6 +148,12 @@ class PIQ:
             parts.append(self.masks(stft(torch.from_numpy(clips.waves[at])), named))
         return torch.cat(parts).numpy()
 
+    def relevance(
+        self, clips: Clips, labels: ArrayLike | None = None
+    ) -> NDArray[np.float32]:
+        """Give ``(N, T, F)`` log magnitudes under the masks: what is left to hear."""
+        return self.mask_clips(clips, labels) * log_magnitudes(self.classifier, clips)
+
 
 @torch.no_grad()
 def hidden_maps(classifier: Explained, clips: Clips) -> tuple[Tensor, Tensor]:
@@ -143,7 +179,6 @@ def train_piq(
     mask_rule: str = "mask",
     mask_threshold: float = 0.35,
     fidelity: float = 0.0,
-    mixtures: float = 0.0,
     steps: int = 600,
     warmup: int = 150,
     revive_every: int = 50,
@@ -157,9 +192,10 @@ def train_piq(
     """Train ψ on a frozen classifier's hidden maps, computed once.
 
     The published loss is the cross-entropy between mask and energy mask plus the two
-    quantization terms; keys are those of the *predicted* class. ``fidelity`` and
-    ``mixtures`` go beyond it: the energy mask holds nothing of the class, so that only
-    these give the keys a reason to differ between classes.
+    quantization terms; keys are those of the *predicted* class. That target holds
+    nothing of the class. ``fidelity`` adds what does: from the loudest bins of the
+    interpretation alone, whatever share of the spectrogram they are, the classifier
+    should still say its class.
 
     Parameters
     ----------
@@ -180,15 +216,11 @@ def train_piq(
     mask_threshold : float
         Of the energy mask, see `energy_mask`.
     fidelity : float
-        Weight of the cross-entropy of the classifier's answer to the masked sound
-        against its answer to the whole, as in L-MAC ([2]_). 0 as published; needs a
-        classifier that passes gradients.
-    mixtures : float
-        Share of each batch to which a clip of another class is added at equal power.
-        ψ is then asked for one of the two, and its target is the energy mask of the
-        mixture where that source is the louder. 0 as published.
-    steps, batch_size, lr, seed
-        Of the optimization (`training.optimize`).
+        Weight of the cross-entropy between the classifier's answer to a share of the
+        bins, drawn between 2 % and all for each clip (`keep_top_area`), and its answer
+        to the whole. L-MAC ([2]_) asks this of the soft mask, which all-pass wins;
+        at a given area it cannot. 0 as published; needs a classifier that passes
+        gradients.
     warmup : int
         Steps without quantization, after which k-means on the latents starts the
         codebook; 0 starts it at once.
@@ -197,10 +229,8 @@ def train_piq(
         quarters of the run; 0 for never.
     decoder : str
         See `VectorQuantizedPSI`.
-    checkpoint : path, optional
-        Folder where the state is kept, to resume from.
-    progress : callable, optional
-        Called with (step, steps).
+    batch_size, steps, lr, seed, checkpoint, progress
+        See `training.optimize`.
 
     Returns
     -------
@@ -212,8 +242,7 @@ def train_piq(
         If a class has no clip, or clips and classifier do not fit.
     ValueError
         If ``K`` leaves a class without keys, or a rule is unknown or does not allow
-        ``fidelity`` (a thresholded mask passes no gradient) or ``mixtures`` (there is
-        no mask to draw for one source).
+        ``fidelity``.
 
     References
     ----------
@@ -222,7 +251,7 @@ def train_piq(
     .. [2] F. Paissan, M. Ravanelli, C. Subakan, "Listenable Maps for Audio
        Classifiers", arXiv:2403.13086, equation 3.
     """
-    _check_rule(mask_rule, fidelity, mixtures)
+    _check_rule(mask_rule, fidelity)
     check_clips(clips, classifier.classes, classifier.front_end)
     cached, predicted = hidden_maps(classifier, clips)
     with torch.random.fork_rng(devices=[]):
@@ -233,7 +262,6 @@ def train_piq(
             decoder=decoder, quantize=False,
         )  # fmt: skip
     waves = torch.from_numpy(clips.waves)
-    truth = torch.from_numpy(clips.labels)
     front_end = classifier.front_end
 
     def start_codebook() -> None:
@@ -260,19 +288,6 @@ def train_piq(
         stft = front_end.stft(waves[at])
         x = log_magnitude(stft)
         target = energy_mask(x, mask_threshold)
-        n_mixed = round(mixtures * batch_size)
-        if n_mixed:
-            first, second = at[:n_mixed], _of_another_class(truth, at[:n_mixed], g)
-            pair = front_end.stft(equal_power(waves[first], waves[second]))
-            mixed = stft[:n_mixed] + pair
-            louder = stft[:n_mixed].abs() > pair.abs()
-            stft = torch.cat([mixed, stft[n_mixed:]])
-            named = torch.cat([truth[first], named[n_mixed:]])
-            with torch.no_grad():
-                heard, _ = classifier.hidden_and_logits(mixed)
-            hidden = torch.cat([heard, hidden[n_mixed:]])
-            target = energy_mask(log_magnitude(stft), mask_threshold)
-            target[:n_mixed] *= louder
         out = psi(hidden, named, tuple(x.shape[1:]))
         logits = out.logits[:, 0]
         if mask_rule == "mask":
@@ -285,15 +300,16 @@ def train_piq(
             loss = loss + quantization
             log["vq"] = quantization.item()
         if fidelity:
-            answer = classifier.predict(stft, logits.sigmoid())
-            faithful = F.cross_entropy(answer, named)
+            areas = 0.02 ** torch.rand(batch_size, generator=g)
+            kept = keep_top_area(F.logsigmoid(logits) + x.clamp_min(1e-6).log(), areas)
+            faithful = F.cross_entropy(classifier.predict(stft, kept), named)
             loss = loss + fidelity * faithful
             log["fidelity"] = faithful.item()
         return loss, log
 
     settings = (
         K, shared_keys, partition, quantize, beta, mask_rule, mask_threshold,
-        fidelity, mixtures, steps, warmup, revive_every, batch_size, lr, decoder, seed,
+        fidelity, steps, warmup, revive_every, batch_size, lr, decoder, seed,
     )  # fmt: skip
     psi.train()
     history = optimize(
@@ -314,24 +330,14 @@ def train_piq(
     return PIQ(psi, classifier, history, usage, mask_rule, mask_threshold)
 
 
-def _check_rule(rule: str, fidelity: float, mixtures: float) -> None:
+def _check_rule(rule: str, fidelity: float) -> None:
     if rule not in ("mask", "reconstruction"):
         raise ValueError(
             f"mask_rule={rule!r} is unknown; choose 'mask' or 'reconstruction'."
         )
-    if rule == "reconstruction" and (fidelity or mixtures):
+    if rule == "reconstruction" and fidelity:
         raise ValueError(
-            f"mask_rule='reconstruction' cannot be trained with fidelity={fidelity} or "
-            f"mixtures={mixtures}; set both to 0, or take mask_rule='mask'."
+            f"mask_rule='reconstruction' cannot be trained with fidelity={fidelity}: "
+            f"a thresholded mask passes no gradient; set fidelity=0, or take "
+            f"mask_rule='mask'."
         )
-
-
-def equal_power(first: Tensor, second: Tensor) -> Tensor:
-    """Scale ``second`` to the power of ``first``, clip by clip, ``(B, L)``."""
-    power = [w.square().mean(-1, keepdim=True) for w in (first, second)]
-    return second * (power[0] / power[1].clamp_min(1e-12)).sqrt()
-
-
-def _of_another_class(truth: Tensor, at: Tensor, g: torch.Generator) -> Tensor:
-    draws = torch.rand(len(at), len(truth), generator=g)
-    return draws.masked_fill(truth[at, None] == truth, -1.0).argmax(1)

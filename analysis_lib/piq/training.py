@@ -10,9 +10,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from analysis_lib.base import write_atomically
+from analysis_lib.base import digest, write_atomically
 
 Progress = Callable[[int, int], None]
+_HERE = Path(__file__).parent
+_CODE = ("classifier", "codebook", "frontend", "modules", "quantization", "train",
+         "training")  # fmt: skip
 
 
 def optimize(
@@ -43,7 +46,8 @@ def optimize(
         Folder for the state; a run of the same ``key`` found there is resumed, a
         finished one returned as it is.
     key : str
-        Digest of everything that decides the result.
+        Digest of everything that decides the result but the code that trains, which is
+        added.
     save_every : int
         Steps between checkpoints.
     progress : callable, optional
@@ -60,6 +64,7 @@ def optimize(
         optimizer, lr, total_steps=steps + 1, pct_start=0.25
     )
     log: list[dict[str, float]] = []
+    key = digest(key, *(_HERE.joinpath(f"{name}.py").read_bytes() for name in _CODE))
     path = Path(checkpoint) / f"{key[:24]}.pt" if checkpoint is not None else None
     if path is not None and path.exists():
         state = torch.load(path, weights_only=True)
