@@ -305,10 +305,16 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--profile", metavar="NAME",
                      help="with --all: every named run of a profile, "
                      "such as published")  # fmt: skip
-    run.add_argument("--dry-run", action="store_true",
-                     help="only say what would be downloaded, and what it takes")
-    run.add_argument("--rehearse", action="store_true",
-                     help="on stand-ins for published models and data, in minutes")
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only say what would be downloaded, and what it takes",
+    )
+    run.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="on stand-ins for published models and data, in minutes",
+    )
     _add_parameters(run)
     run.add_argument("-y", "--parameters-yaml", action="append", metavar="YAML",
                      help="parameters as a YAML mapping")  # fmt: skip

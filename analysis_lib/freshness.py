@@ -94,5 +94,7 @@ def _places_named(values: Iterable[Any]) -> list[Path]:
         for word in (value if isinstance(value, list) else [value])
         if isinstance(word, str) and word
     ]
+    # A model of one's own is FILE.py:FUNCTION.
+    words += [f"{word.partition('.py:')[0]}.py" for word in words if ".py:" in word]
     places = [place for word in words for f in folders if (place := f / word).exists()]
     return sorted(set(places))

@@ -11,6 +11,8 @@ from analysis_lib.base import AnalysisError
 from analysis_lib.encoders.checkpoints import find, names
 from analysis_lib.encoders.encoder import Batch, Encoder, ablate, record, select_taps
 from analysis_lib.encoders.memory import loading_bytes, refuse_too_large
+from analysis_lib.encoders.own import is_own, wrap
+from analysis_lib.encoders.own import load as load_own
 from analysis_lib.encoders.quiet import quietly
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "names",
     "record",
     "select_taps",
+    "wrap",
 ]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -41,8 +44,9 @@ def load_encoder(
     name
         A bundled encoder (`names`), a hub id ``owner/name``, a file in a hub
         repository ``owner/name/file``, a short name of a published one
-        (``published.ALIASES``), a local folder or checkpoint file; with ``random``
-        also a bare architecture (``htsat-base``, ``beats``).
+        (``published.ALIASES``), a local folder or checkpoint file; ``FILE.py:FUNCTION``
+        for a model of one's own (`own`); with ``random`` also a bare architecture
+        (``htsat-base``, ``beats``).
     device
         ``auto`` (a GPU when there is one), or what torch calls a device.
     dtype
@@ -62,6 +66,10 @@ def load_encoder(
     if dtype not in DTYPES:
         raise AnalysisError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}.")
     place = _device(device)
+    if is_own(name):
+        own = load_own(name, random=random, seed=seed)
+        own.module.to(place)
+        return replace(own, dtype=DTYPES[dtype])
     with quietly():
         found = find(name, random=random)
         refuse_too_large(name, loading_bytes(found.location, found.family))

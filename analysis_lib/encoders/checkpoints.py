@@ -153,6 +153,8 @@ def _on_hub(name: str) -> Checkpoint:
             )
         return Checkpoint(name, family_of_file(file), licence)
     config = hub_file(name, "config.json")
+    with suppress(AnalysisError):  # tells whether an unknown type hears sound
+        hub_file(name, "preprocessor_config.json")
     if licence is None:
         with suppress(AnalysisError):  # a model without a card
             licence = licence_of_card(hub_file(name, "README.md").parent)
@@ -238,11 +240,23 @@ def family_of_config(config: Path, name: str) -> str:
         ) from None
     except KeyError as error:
         missing = error.args[0] == "model_type"
+        if not missing and _hears(config.parent):
+            return "generic"
         what = "does not say its model_type" if missing else f"is of type {error}"
         raise AnalysisError(
             f"{name}: its config.json {what}; supported types are "
             f"{', '.join(MODEL_TYPES)}."
         ) from None
+
+
+def _hears(folder: Path) -> bool:
+    """Whether a folder holds the settings of a feature extractor for sound."""
+    files = [folder / f"{kind}_config.json" for kind in ("preprocessor", "processor")]
+    return any(
+        '"sampling_rate"' in file.read_text("utf-8", "replace")
+        for file in files
+        if file.is_file()
+    )
 
 
 def family_of_file(path: Path) -> str:

@@ -16,22 +16,27 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoModel, ClapAudioConfig, ClapConfig
+from transformers import AutoModel, ClapAudioConfig, ClapConfig, ClapModel
 
 from analysis_lib.base import AnalysisError
 from analysis_lib.encoders.beats import BEATs, BEATsConfig
-from analysis_lib.encoders.beats_checkpoints import WEIGHT_NORM
-from analysis_lib.encoders.htsat import HTSATFrontEnd
+from analysis_lib.encoders.beats_checkpoints import WEIGHT_NORM, beats_encoder
+from analysis_lib.encoders.encoder import Encoder
+from analysis_lib.encoders.htsat import (
+    MSCLAP_FRONT_END,
+    HTSATFrontEnd,
+    htsat_encoder,
+)
 from analysis_lib.encoders.htsat_checkpoints import random_model, to_authors_names
-from analysis_lib.encoders.published import ALIASES, PUBLISHED, Published
+from analysis_lib.encoders.published import ALIASES, PUBLISHED, Published, network
 from analysis_lib.encoders.quiet import quietly
-from analysis_lib.encoders.qwen2_audio import random_frames
+from analysis_lib.encoders.qwen2_audio import qwen2_audio_encoder, random_frames
 from analysis_lib.encoders.qwen2_audio_language import (
     WhisperFeatureExtractor,
     mini_config,
     mini_processor,
 )
-from analysis_lib.encoders.speech import default_extractor
+from analysis_lib.encoders.speech import default_extractor, speech_encoder
 
 # What stands before the encoder's own keys in a file, by model type.
 PREFIXES = {"wav2vec2": "wav2vec2.", "audio-spectrogram-transformer": "audio_spectrogram_transformer."}  # noqa: E501  # fmt: skip
@@ -79,8 +84,11 @@ def _clap(found: Published, folder: Path, thin: bool, seed: int) -> Path:
     config = ClapConfig(audio_config=audio)
     model = random_model(ClapAudioConfig(**audio), seed)
     state = {f"audio_model.{k}": v for k, v in model.state_dict().items()}
-    state["logit_scale_a"] = torch.tensor(2.6)
-    state["text_model.embeddings.word_embeddings.weight"] = torch.zeros(8, 768)
+    with torch.device("meta"):
+        whole = ClapModel(config).state_dict()
+    for key, value in whole.items():  # the text model, four fifths of the file
+        if key not in state:
+            state[key] = torch.zeros(value.shape[:1] if thin else value.shape)
     _write(folder, "pytorch_model.bin", state)
     config.save_pretrained(folder)
     settings = HTSATFrontEnd().to_dict() | {"truncation": "fusion"}
@@ -135,12 +143,11 @@ def _speech(found: Published, folder: Path, thin: bool, seed: int) -> Path:
     if thin:
         _make_thin(config)
     kind = config.model_type
-    model = AutoModel.from_config(config)
+    # Published in half precision where it is large.
+    half = kind == "whisper" and config.d_model >= 1280 and not thin
+    model = AutoModel.from_config(config, dtype=torch.float16 if half else None)
     if kind == "whisper":
-        # Published in half precision where it is large.
-        large = config.d_model >= 1280
-        state = dict((model.half() if large else model).state_dict())
-        state = {f"model.{key}": value for key, value in state.items()}
+        state = {f"model.{key}": value for key, value in model.state_dict().items()}
     else:
         # The library knows the names that it gave the weights before.
         model.save_pretrained(folder)
@@ -236,3 +243,27 @@ WRITERS = {
     "speech": _speech,
     "qwen2_audio": _qwen2_audio,
 }
+
+
+def untrained(name: str) -> Encoder:
+    """A published encoder at full size with random weights, without any file.
+
+    Its front end and its taps are the published ones; what it takes in memory and time
+    is what the trained one takes.
+    """
+    found = PUBLISHED[ALIASES.get(name, name)]
+    told: Any = {"licence": "none (random weights)", "source": f"shaped as {name}"}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config: Any = found.config() if found.config else None
+        if found.kind in ("beats", "avex"):
+            return beats_encoder(name, BEATs(BEATsConfig()), **told)
+        if found.kind in ("clap", "msclap"):
+            model = random_model(ClapAudioConfig(**config), 0)
+            front = HTSATFrontEnd() if found.kind == "clap" else MSCLAP_FRONT_END
+            return htsat_encoder(name, model, front, **told)
+        if found.kind == "qwen2_audio":
+            extractor = WhisperFeatureExtractor(feature_size=128)
+            frames = random_frames(config)
+            return qwen2_audio_encoder(name, frames, extractor, **told)
+        return speech_encoder(name, network(found), default_extractor(config), **told)

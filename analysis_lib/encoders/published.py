@@ -24,6 +24,8 @@ from transformers import (
     WhisperConfig,
 )
 
+from analysis_lib.base import AnalysisError
+
 LARGE: dict[str, Any] = {
     "hidden_size": 1024,
     "num_hidden_layers": 24,
@@ -224,6 +226,47 @@ def weights(name: str) -> int | None:
         return None
     with torch.device("meta"):
         return sum(p.numel() for p in network(found).parameters())
+
+
+def fetched(name: str) -> bool:
+    """Whether all files of a published encoder are in the hub's cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = published(name)
+    if found is None:
+        return False
+    repository = "/".join(ALIASES.get(name, name).split("/")[:2])
+    here = [
+        any(isinstance(try_to_load_from_cache(repository, f), str) for f in choice)
+        for choice in _choices(found)
+    ]
+    return all(here)
+
+
+def fetch(name: str) -> None:
+    """Bring a published encoder's files into the hub's cache, with a progress bar."""
+    from analysis_lib.encoders.checkpoints import hub_file
+
+    found = published(name)
+    if found is None or fetched(name):
+        return
+    repository = "/".join(ALIASES.get(name, name).split("/")[:2])
+    for choice in _choices(found):
+        for number, file in enumerate(choice):
+            try:
+                hub_file(repository, file)
+                break
+            except AnalysisError:
+                if number == len(choice) - 1:
+                    raise
+
+
+def _choices(found: Published) -> list[tuple[str, ...]]:
+    """Files that are needed; of weights, safetensors before a pickle."""
+    return [
+        ("model.safetensors", file) if file == "pytorch_model.bin" else (file,)
+        for file in found.files
+    ]
 
 
 def network(found: Published) -> nn.Module:
