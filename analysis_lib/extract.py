@@ -19,9 +19,22 @@ from analysis_lib.base import AnalysisError, cache_dir, digest
 from analysis_lib.corpora import Corpus
 from analysis_lib.encoders.encoder import Encoder
 from analysis_lib.passes import Plan, plan, run_chunk
-from analysis_lib.representations import export, tap_names, vectors
+from analysis_lib.representations import (
+    clip_means,
+    export,
+    segment_means,
+    tap_names,
+    vectors,
+)
 
-__all__ = ["export", "extract", "tap_names", "vectors"]
+__all__ = [
+    "clip_means",
+    "export",
+    "extract",
+    "segment_means",
+    "tap_names",
+    "vectors",
+]
 
 
 def extract(

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xarray as xr
 from safetensors.numpy import save_file
+from scipy.sparse import csr_array
 
 from analysis_lib.base import AnalysisError, write_atomically
 
@@ -56,6 +58,74 @@ def vectors(tree: xr.DataTree, tap: str) -> np.ndarray:
     numbers = {"block": block, "head": head}
     chosen = {axis: n for axis, n in numbers.items() if axis in features.dims}
     return np.asarray(features.sel(chosen).values)
+
+
+def clip_means(tree: xr.DataTree, tap: str) -> np.ndarray:
+    """Mean over each clip's frames, of a tree of frames: (clips, D) float64.
+
+    One extraction of frames so serves every grain.
+
+    Raises
+    ------
+    AnalysisError
+        If the tree has no such tap, or holds means already.
+    """
+    frames, of_clip, _ = _frames(tree, tap)
+    starts = np.searchsorted(of_clip, np.arange(of_clip[-1] + 2))
+    return _means(frames, starts[:-1], starts[1:])
+
+
+def segment_means(tree: xr.DataTree, tap: str, segments: pd.DataFrame) -> np.ndarray:
+    """Mean over the frames whose centres lie in each segment, (segments, D) float64.
+
+    Parameters
+    ----------
+    tree
+        Of frames (``pool="frames"``).
+    segments
+        A row a segment: ``clip`` (its number in the tree), ``start`` and ``end`` (s).
+        One shorter than a frame takes the frame nearest to its middle.
+
+    Raises
+    ------
+    AnalysisError
+        If the tree has no such tap, or holds a row a clip.
+    """
+    frames, of_clip, time = _frames(tree, tap)
+    clips = segments["clip"].to_numpy()
+    first, last = (np.searchsorted(of_clip, clips, side) for side in ("left", "right"))
+    ends = segments[["start", "end"]].to_numpy()
+    bounds = np.empty((len(segments), 2), dtype=np.int64)
+    for row, (a, b, (start, end)) in enumerate(zip(first, last, ends, strict=True)):
+        bounds[row] = a + np.searchsorted(time[a:b], (start, end))
+        if bounds[row, 0] == bounds[row, 1]:
+            nearest = a + int(np.abs(time[a:b] - (start + end) / 2).argmin())
+            bounds[row] = nearest, nearest + 1
+    return _means(frames, *bounds.T)
+
+
+def _frames(tree: xr.DataTree, tap: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Frames of a tap, the clip of each, and the time of each."""
+    frames = vectors(tree, tap)
+    node = tree.root[tree.root.attrs["taps"][tap][0]]
+    if "clip_index" not in node.coords:
+        raise AnalysisError(
+            f"{tap} holds a row a clip, not a frame: use vectors, or extract with "
+            "pool='frames'."
+        )
+    return frames, np.asarray(node["clip_index"]), np.asarray(node["time"])
+
+
+def _means(frames: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Mean of frames[start:end] for each pair of ends."""
+    counts = end - start
+    columns = np.repeat(start - np.r_[0, counts.cumsum()[:-1]], counts)
+    columns = columns + np.arange(counts.sum())
+    rows = np.r_[0, counts.cumsum()]
+    weights = np.repeat(1 / counts, counts)
+    mean = csr_array((weights, columns, rows), (len(counts), len(frames)))
+    result: np.ndarray = mean @ frames.astype(np.float64)
+    return result
 
 
 def export(tree: xr.DataTree, path: str | Path) -> Path:

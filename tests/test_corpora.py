@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+import textgrid
 
 from analysis_lib.base import AnalysisError
-from analysis_lib.corpora import load_corpus
+from analysis_lib.corpora import load_corpus, segments
 
 RATE = 8000
 
@@ -280,6 +281,21 @@ def test_textgrid_is_the_file_beside_the_audio(folder):
     corpus = load_corpus(folder)
     assert corpus.textgrid(6) == folder / "low" / "0.TextGrid"
     assert corpus.textgrid(0) is None
+
+
+def test_segments_are_those_of_all_textgrids(folder):
+    for clip, marks in (("high/1", ["a", "", "b"]), ("low/0", ["c"])):
+        grid, tier = textgrid.TextGrid(), textgrid.IntervalTier("phones", 0, 0.25)
+        for k, mark in enumerate(marks):
+            tier.add(0.05 * k, 0.05 * (k + 1), mark)
+        grid.append(tier)
+        grid.write(str(folder / f"{clip}.TextGrid"))
+    found = segments(load_corpus(folder))
+    assert found["clip"].tolist() == [1, 1, 6]
+    assert found["label"].tolist() == ["a", "b", "c"]  # silence has no label
+    np.testing.assert_allclose(found["start"], [0, 0.1, 0])
+    np.testing.assert_allclose(found["end"], [0.05, 0.15, 0.05])
+    assert len(segments(load_corpus(folder).select([0, 2]))) == 0
 
 
 # Bad input: one sentence with the culprit's name and the remedy.

@@ -4,6 +4,7 @@ import dataclasses
 import sys
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -15,7 +16,14 @@ from analysis_lib.base import AnalysisError
 from analysis_lib.encoders.encoder import Batch
 from analysis_lib.encoders.htsat import MINI_FRONT_END, htsat_config, htsat_encoder
 from analysis_lib.encoders.htsat_checkpoints import random_model
-from analysis_lib.extract import export, extract, tap_names, vectors
+from analysis_lib.extract import (
+    clip_means,
+    export,
+    extract,
+    segment_means,
+    tap_names,
+    vectors,
+)
 
 BOTH = ("head", "layer")
 
@@ -130,6 +138,35 @@ def test_frames_are_every_clips_own(corpus):
         np.testing.assert_allclose(seconds[own], (np.arange(own.sum()) + 0.5) * 0.01)
         assert set(node["label"].values[own]) == {corpus.table["label"].iloc[i]}
     assert tree["head/L7"]["features"].shape == (len(of_clip), 1, 3, 2)
+
+
+def test_means_of_frames_are_means_by_hand(corpus):
+    tree = extract(toy_encoder(), corpus, ["layer"], pool="frames", chunk=4)
+    frames, node = vectors(tree, "L3"), tree["layer/L3"]
+    of_clip, seconds = node["clip_index"].values, node["time"].values
+    means = clip_means(tree, "L3")
+    assert means.shape == (len(corpus), frames.shape[1])
+    pieces = pd.DataFrame(
+        {
+            "clip": [1, 0, len(corpus) - 1, 1],
+            "start": [0.02, 0.0, 0.01, 0.0311],
+            "end": [0.05, 0.03, 0.04, 0.0312],  # the last is shorter than a frame
+        }
+    )
+    found = segment_means(tree, "L3", pieces)
+    for i in range(len(corpus)):
+        np.testing.assert_allclose(means[i], frames[of_clip == i].mean(0), atol=1e-6)
+    for row, mean in zip(pieces.itertuples(), found, strict=True):
+        own = of_clip == row.clip
+        inside = own & (seconds >= row.start) & (seconds < row.end)
+        if not inside.any():
+            gap = np.where(own, np.abs(seconds - (row.start + row.end) / 2), np.inf)
+            inside = np.arange(len(frames)) == gap.argmin()
+        np.testing.assert_allclose(mean, frames[inside].mean(0), atol=1e-6)
+    pooled = extract(toy_encoder(), corpus, ["layer"])
+    np.testing.assert_allclose(means, vectors(pooled, "L3"), atol=1e-5)
+    with pytest.raises(AnalysisError, match="not a frame"):
+        clip_means(pooled, "L3")
 
 
 def test_frames_of_htsat_leave_repetitions_out(corpus):

@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 
 from analysis_lib.base import AnalysisError
-from analysis_lib.corpora.annotation import read_tier
+from analysis_lib.corpora.annotation import read_tier, segments
 from analysis_lib.corpora.audiofolder import OnError, read_audiofolder
 from analysis_lib.corpora.build import RECIPES, build_corpus
 from analysis_lib.corpora.catalogue import CATALOGUE
@@ -25,6 +25,7 @@ __all__ = [
     "make",
     "names",
     "read_tier",
+    "segments",
 ]
 
 

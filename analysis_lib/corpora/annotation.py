@@ -8,6 +8,7 @@ import pandas as pd
 import textgrid
 
 from analysis_lib.base import AnalysisError
+from analysis_lib.corpora.corpus import Corpus
 
 TOLERANCE = 1e-3
 
@@ -47,6 +48,23 @@ def read_tier(
         )
     rows = [(i.minTime, i.maxTime, i.mark) for i in tiers[tier] if i.mark]
     return pd.DataFrame(rows, columns=pd.Index(["start", "end", "label"]))
+
+
+def segments(corpus: Corpus, tier: str = "phones") -> pd.DataFrame:
+    """Read the labelled intervals of all clips that have a TextGrid beside them.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``clip`` (its row in the corpus), ``start``, ``end`` (s), ``label``.
+    """
+    rows = [
+        (i, *row)
+        for i in range(len(corpus))
+        if (path := corpus.textgrid(i)) is not None
+        for row in read_tier(path, tier).itertuples(index=False, name=None)
+    ]
+    return pd.DataFrame(rows, columns=pd.Index(["clip", "start", "end", "label"]))
 
 
 def textgrid_problem(path: str | Path, seconds: float) -> str:
