@@ -21,7 +21,9 @@ from analysis_lib.base import AnalysisError
 from analysis_lib.encoders.encoder import Encoder, ablate, first_tensor, record
 from analysis_lib.encoders.speech import default_extractor, speech_encoder
 from analysis_lib.pruning import (
+    fine_tune,
     forward_seconds,
+    multiply_adds,
     n_layers,
     prune_heads,
     prune_layers,
@@ -230,9 +232,64 @@ def test_curve_measures_score_size_and_time():
     assert curve["parameters"].is_monotonic_decreasing
     assert (curve["bytes"] == 4 * curve["parameters"]).all()
     assert (curve["seconds"] > 0).all()
+    # Each layer multiplies as much as any other; the front end's share stays.
+    steps = curve["multiply_adds"].diff().dropna()
+    assert (steps < 0).all()
+    assert steps.nunique() == 1
+    assert curve["multiply_adds"].iloc[-1] > -steps.iloc[0]
     untimed = pruning_curve(encoder, [4], lambda e: 0.0, counts=[1])
     assert untimed["seconds"].isna().all()
     assert forward_seconds(encoder, encoder.prepare([wave()])) > 0
+
+
+def test_multiply_adds_are_counted_by_hand():
+    from dataclasses import replace
+
+    encoder = replace(build("ast"), module=torch.nn.Linear(7, 5, bias=False))
+    batch = encoder.prepare([wave()])
+    batch = replace(batch, inputs={"input": torch.ones(3, 7)})
+    assert multiply_adds(encoder, batch) == 3 * 7 * 5
+
+
+@pytest.mark.parametrize("name", ["wav2vec2", "whisper"])
+def test_fine_tuning_recovers_what_removal_lost(name):
+    encoder = build(name)
+    batch = encoder.prepare([wave(), wave()[::-1].copy()])
+    target = first_tensor(encoder.forward(batch)).clone()
+    smaller = prune_layers(encoder, [2])
+    head = torch.nn.Identity()
+    before = {k: v.clone() for k, v in smaller.module.state_dict().items()}
+
+    def loss(found, _batch, wanted):
+        return (found - wanted).square().mean()
+
+    steps = [(batch, target)] * 25
+    tuned, _ = fine_tune(smaller, head, steps, loss, lr=5e-3)
+    lost = loss(first_tensor(smaller.forward(batch)), batch, target)
+    left = loss(first_tensor(tuned.forward(batch)), batch, target)
+    assert left < 0.7 * lost
+    assert tuned.fingerprint != smaller.fingerprint
+    changed = {
+        key
+        for key, value in tuned.module.state_dict().items()
+        if not torch.equal(value, before[key])
+    }
+    assert changed
+    assert all("layers" in key for key in changed)  # the front end stays
+    for key, value in smaller.module.state_dict().items():
+        assert torch.equal(value, before[key])  # and so does what was given
+    again, _ = fine_tune(smaller, head, steps, loss, lr=5e-3)
+    torch.testing.assert_close(again.module.state_dict(), tuned.module.state_dict())
+    assert not any(w.requires_grad for w in tuned.module.parameters())
+
+
+def test_fine_tuning_says_when_it_fails():
+    encoder = build("wav2vec2")
+    batch = encoder.prepare([wave()])
+    with pytest.raises(AnalysisError, match="step 1 of fine-tuning: lower lr"):
+        fine_tune(
+            encoder, torch.nn.Identity(), [(batch, 0)], lambda x, *_: x.mean() / 0
+        )
 
 
 def test_rank_agreement_finds_order_and_not_noise():

@@ -2,12 +2,14 @@
 
 `removal_order` picks layers, `prune_layers` and `prune_heads` take them out of a copy,
 `pruning_curve` measures what is left, and `rank_agreement` tells whether the predictor
-that picked them was right.
+that picked them was right. `fine_tune` measures what a short training gives back.
 """
 
+from analysis_lib.pruning.recovery import fine_tune
 from analysis_lib.pruning.selection import (
     RankAgreement,
     forward_seconds,
+    multiply_adds,
     pruning_curve,
     rank_agreement,
     removal_order,
@@ -17,7 +19,9 @@ from analysis_lib.pruning.surgery import n_layers, prune_heads, prune_layers
 
 __all__ = [
     "RankAgreement",
+    "fine_tune",
     "forward_seconds",
+    "multiply_adds",
     "n_layers",
     "prune_heads",
     "prune_layers",

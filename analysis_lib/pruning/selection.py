@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
+from torch.utils.flop_counter import FlopCounterMode
 
 from analysis_lib.base import AnalysisError
 from analysis_lib.encoders.encoder import Batch, Encoder
@@ -109,6 +110,16 @@ def forward_seconds(encoder: Encoder, batch: Batch, repeats: int = 3) -> float:
     return min(spent)
 
 
+def multiply_adds(encoder: Encoder, batch: Batch) -> int:
+    """Count the multiplications of a forward pass: its cost whatever the machine.
+
+    Of matrix products, convolutions and attention; the rest costs little.
+    """
+    with FlopCounterMode(display=False) as counter:
+        encoder.forward(batch)
+    return counter.get_total_flops() // 2
+
+
 def pruning_curve(
     encoder: Encoder,
     order: Sequence[int],
@@ -133,13 +144,14 @@ def pruning_curve(
     how
         As in `prune_layers`.
     batch
-        What to time; None: nothing is timed.
+        What to time and count; None: neither is done.
 
     Returns
     -------
     DataFrame
         A row a count (``removed``): layers (tuple), score, drop (from the whole
-        encoder's score), parameters, bytes, and seconds a forward pass.
+        encoder's score), parameters, bytes; and of a forward pass its multiply_adds
+        and its seconds.
     """
     steps = list(range(n_layers(encoder))) if counts is None else list(counts)
     if steps and max(steps) > len(order):
@@ -160,6 +172,7 @@ def pruning_curve(
                 "drop": whole - value,
                 "parameters": parameters,
                 "bytes": weight,
+                "multiply_adds": 0 if batch is None else multiply_adds(smaller, batch),
                 "seconds": np.nan if batch is None else forward_seconds(smaller, batch),
             }
         )

@@ -40,7 +40,7 @@ class Bypass(nn.Module):
         return hidden_states
 
 
-def _stack(encoder: Encoder) -> tuple[str, nn.ModuleList, str]:
+def layer_stack(encoder: Encoder) -> tuple[str, nn.ModuleList, str]:
     """Path of the encoder's one stack of layers, the stack, and the model's type."""
     kind = getattr(getattr(encoder.module, "config", None), "model_type", "")
     if kind not in LAYOUTS:
@@ -56,7 +56,7 @@ def _stack(encoder: Encoder) -> tuple[str, nn.ModuleList, str]:
 
 def n_layers(encoder: Encoder) -> int:
     """Count the transformer layers of an encoder."""
-    return len(_stack(encoder)[1])
+    return len(layer_stack(encoder)[1])
 
 
 def prune_layers(
@@ -92,7 +92,7 @@ def prune_layers(
     ----------
     "merge": Yang, Cao & Zhao (2024), LaCo, Findings of EMNLP, eq. 1.
     """
-    path, stack, kind = _stack(encoder)
+    path, stack, kind = layer_stack(encoder)
     gone = sorted(set(layers))
     _check_layers(encoder, gone, len(stack), kind, how)
     if not gone:
@@ -114,7 +114,7 @@ def prune_layers(
         module.set_submodule(path, survivors)
         _set_depth(module.config, len(kept))
         places = {n: i for i, n in enumerate(kept)}
-    return _renewed(
+    return renewed(
         encoder,
         module,
         _taps_of(encoder.taps, path, places),
@@ -178,7 +178,7 @@ def _taps_of(taps: pd.DataFrame, path: str, places: dict[int, int]) -> pd.DataFr
     return rows.reset_index(drop=True)
 
 
-def _renewed(
+def renewed(
     encoder: Encoder, module: nn.Module, taps: pd.DataFrame, change: str
 ) -> Encoder:
     return replace(
@@ -216,7 +216,7 @@ def prune_heads(encoder: Encoder, heads: Iterable[tuple[int, int]]) -> Encoder:
         For heads that do not exist, all heads of a layer, or WavLM, whose position
         bias is tied to its heads.
     """
-    path, _, kind = _stack(encoder)
+    path, _, kind = layer_stack(encoder)
     if kind == "wavlm":
         raise AnalysisError(
             f"{encoder.name}: WavLM's position bias has a row a head, so its heads "
@@ -256,7 +256,7 @@ def prune_heads(encoder: Encoder, heads: Iterable[tuple[int, int]]) -> Encoder:
         key = (int(rows.loc[index, "layer"]), int(rows.loc[index, "head"]))
         if key in renumbered:
             rows.loc[index, ["head", "heads"]] = renumbered[key]
-    return _renewed(
+    return renewed(
         encoder,
         module,
         rows.reset_index(drop=True),
