@@ -276,6 +276,16 @@ def test_standard_error_is_that_of_fresh_samples(by_unit):
     assert found[0].n_units == (15 if by_unit else 90)
 
 
+def test_an_interval_ends_at_one():
+    draw = np.random.default_rng(0)
+    labels, units = np.tile([0, 1], 30), np.repeat(np.arange(6), 10)
+    X = draw.normal(size=(60, 4)) * 0.3 + 8 * labels[:, None]
+    labels[:3] = 1 - labels[:3]  # one unit speaks against a perfect score
+    found = convexity_interval(X, labels, 6, units=units)
+    assert found.value + 2 * found.standard_error > 1
+    assert found.high == 1
+
+
 @pytest.mark.parametrize("n_paths", [100_000, 200])
 def test_parity_with_nnconvexity_where_it_is_right(n_paths):
     """Labels 0 … C-1 and no duplicates; all pairs, and a sample of them."""

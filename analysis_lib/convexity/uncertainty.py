@@ -26,7 +26,7 @@ class ConvexityInterval:
     standard_error
         Its standard error.
     low, high
-        Ends of the interval.
+        Ends of the interval, clipped to at most 1.
     n_units
         How many clips or groups the spread is over.
     method
@@ -127,7 +127,7 @@ def convexity_interval(
         free, method = count - 1, "group jackknife"
     reach = float(student.ppf((1 + level) / 2, free) * error)
     return ConvexityInterval(
-        whole, float(error), whole - reach, whole + reach, count, method
+        whole, float(error), whole - reach, min(whole + reach, 1.0), count, method
     )
 
 
