@@ -231,3 +231,47 @@ def test_shared_neighbours_make_the_matrix_cheaper_than_its_pairs():
     )
     np.testing.assert_array_equal(found, expected)
     assert pairs / ours > 3
+
+
+def growth(sizes, call):
+    """Processor seconds by N, and the exponent between the first and the last."""
+    spent = [min(seconds(lambda n=n: call(n))[0] for _ in range(2)) for n in sizes]
+    exponent = np.log(spent[-1] / spent[0]) / np.log(sizes[-1] / sizes[0])
+    print(dict(zip(sizes, np.round(spent, 3), strict=True)), f"N^{exponent:.2f}")
+    return spent, exponent
+
+
+def check_growth(sizes, dimensions, at_most):
+    """Report and bound how costs grow with the number of clips."""
+    layers, labels = residual_stream(3, n=sizes[-1], d=dimensions)
+    X = layers[-1].astype(np.float64)
+    graph_convexity(X[:200], labels[:200], engine="numba")  # compile, not timed
+    calls = {
+        "linear_cka": lambda n: similarity_matrix([x[:n] for x in layers]),
+        "mutual_knn": lambda n: similarity_matrix(
+            [x[:n] for x in layers], "mutual_knn"
+        ),
+        "mean_cosine": lambda n: similarity_matrix(
+            [x[:n] for x in layers], "mean_cosine"
+        ),
+        "convexity": lambda n: graph_convexity(X[:n], labels[:n], engine="numba"),
+    }
+    for name, call in calls.items():
+        print(name, end=": ")
+        assert growth(sizes, call)[1] < at_most[name], name
+
+
+def test_costs_grow_as_they_should():
+    """CKA and the cosine with N, neighbours and all shortest paths with N²."""
+    limits = {"linear_cka": 1.6, "mean_cosine": 1.6}
+    limits |= {"mutual_knn": 2.6, "convexity": 2.6}
+    check_growth((500, 1000, 2000), 64, limits)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_costs_grow_as_they_should_up_to_twenty_thousand():
+    """The same at the size of a large corpus; `-s` shows the seconds."""
+    limits = {"linear_cka": 1.3, "mean_cosine": 1.3}
+    limits |= {"mutual_knn": 2.4, "convexity": 2.4}
+    check_growth((2000, 6000, 20_000), 96, limits)
