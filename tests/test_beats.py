@@ -341,3 +341,23 @@ def test_impossible_configurations_are_named() -> None:
         BEATsConfig(activation_fn="glu")
     with pytest.raises(AnalysisError, match="layer_norm_first"):
         BEATsConfig(layer_norm_first=True)
+
+
+def test_bfloat16_rounds_and_does_no_more() -> None:
+    """Narrow groups and an even kernel: where oneDNN's convolution went wrong."""
+    torch.manual_seed(0)
+    model = BEATs(
+        BEATsConfig(
+            embed_dim=16,
+            encoder_embed_dim=96,
+            encoder_ffn_embed_dim=96,
+            encoder_layers=2,
+            encoder_attention_heads=4,
+        )
+    ).eval()
+    features = torch.randn(4, 144, 128)
+    with torch.inference_mode():
+        exact = model(features)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = model(features)
+    assert float((rounded - exact).norm() / exact.norm()) < 0.05

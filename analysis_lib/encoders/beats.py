@@ -194,9 +194,12 @@ class Transformer(nn.Module):
         """Map (B, T, C) to (B, T, C); ``padding`` (B, T) is True where padded."""
         if padding is not None:
             x = x.masked_fill(padding[..., None], 0.0)
+        # Never in bfloat16: of an even kernel over fewer than 16 channels a group,
+        # oneDNN (PyTorch 2.13, processors with AMX) computes something else.
+        with torch.autocast(x.device.type, enabled=False):
+            near = self.pos_conv(x.float().transpose(1, 2))
         # An even kernel gives one place too many.
-        near = self.pos_conv(x.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2)
-        x = x + F.gelu(near)
+        x = x + F.gelu(near[..., : x.shape[1]]).transpose(1, 2)
         if not self.config.layer_norm_first:
             x = self.layer_norm(x)
         x = F.dropout(x, self.config.dropout, self.training).transpose(0, 1)
