@@ -176,6 +176,17 @@ def _check(options: argparse.Namespace) -> int:
     return 1 if failed or problems else 0
 
 
+def _doctor(options: argparse.Namespace) -> int:
+    from analysis_lib.doctor import examine
+    from analysis_lib.runner import find_root
+
+    report, problems = examine(find_root())
+    print(report)
+    for problem in problems:
+        print(f"problem: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
 def _corpus_make(options: argparse.Namespace) -> None:
     from analysis_lib import corpora
 
@@ -373,6 +384,7 @@ def _parser() -> argparse.ArgumentParser:
         "run the tests that need no site and no minutes; or pytest, with its options"
     )
     command("test", _test, words)
+    command("doctor", _doctor, "what this machine has and what each chapter needs")
     command("sync", _sync, "write each notebook's .ipynb from its script")
     command("check", _check, "ruff, mypy, and that each pair says the same")
     return parser

@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "freshness": set(),
     "runner": {"notebook", "declared", "freshness"},
     "named": {*DATA, "notebook", "runner"},
+    "doctor": {*DATA, "notebook", "runner", "named"},
     "pairs": {"runner"},
     "coursework": {"runner"},
     "site": {"runner", "corpora"},

@@ -20,6 +20,8 @@ SUFFIXES = {f".{f.lower()}" for f in soundfile.available_formats()} | MORE_SUFFI
 SPLITS = {"train": "train", "test": "test", "validation": "validation"}
 SPLITS |= {"training": "train", "testing": "test"}
 SPLITS |= {"valid": "validation", "val": "validation", "dev": "validation"}
+# As the Hugging Face `datasets` library has them.
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 # Columns that reading fills in; the folder's own of that name give way.
 MEASURED = ("clip", "path", "seconds", "sampling_rate", "sha256")
 HOW = (
@@ -39,10 +41,10 @@ def read_audiofolder(
     Parameters
     ----------
     path
-        A folder with one subfolder a class, or with ``metadata.csv``
-        (``file_name,label`` and, if known, ``group``, ``split``, ``fold``, ``start``,
-        ``end`` in seconds, and anything else); either may lie in ``train``/``test``
-        subfolders. Or a ``.csv`` file whose paths are relative to it.
+        A folder with one subfolder a class, or with ``metadata.csv``, ``.jsonl`` or
+        ``.parquet`` (``file_name,label`` and, if known, ``group``, ``split``, ``fold``,
+        ``start``, ``end`` in seconds, and anything else); either may lie in
+        ``train``/``test`` subfolders. Or a ``.csv`` file, with paths relative to it.
     name
         Of the corpus; the folder's by default.
     on_error
@@ -87,9 +89,10 @@ def read_licence(root: Path) -> str:
 
 
 def _list_folder(root: Path) -> pd.DataFrame:
-    if (root / "metadata.csv").is_file():
-        return _read_table(root / "metadata.csv", root)
-    parts = sorted(root.glob("*/metadata.csv"))
+    for file in METADATA:
+        if (root / file).is_file():
+            return _read_table(root / file, root)
+    parts = sorted(part for file in METADATA for part in root.glob(f"*/{file}"))
     if parts:
         tables = []
         for part in parts:
@@ -128,9 +131,7 @@ def _list_folder(root: Path) -> pd.DataFrame:
 def _read_table(path: Path, root: Path) -> pd.DataFrame:
     """Rows of one metadata file, ``file_name`` relative to ``root``."""
     try:
-        table = pd.read_csv(
-            path, dtype=str, keep_default_na=False, encoding="utf-8-sig"
-        )
+        table = _read_cells(path)
     except (ValueError, OSError) as error:
         raise AnalysisError(
             f"{path} cannot be read as a table ({error}): save it as CSV in UTF-8."
@@ -163,6 +164,17 @@ def _read_table(path: Path, root: Path) -> pd.DataFrame:
         for name in table["file_name"]
     ]
     return table.assign(file_name=names)
+
+
+def _read_cells(path: Path) -> pd.DataFrame:
+    """A table of text, whatever the format; cells without a value are empty."""
+    if path.suffix == ".csv":
+        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    if path.suffix == ".parquet":
+        table = pd.read_parquet(path)
+    else:
+        table = pd.read_json(path, lines=True, dtype=False)
+    return table.astype(object).where(table.notna(), "").astype(str)
 
 
 def _without_bad_rows(

@@ -1,0 +1,212 @@
+"""Named runs: parameters, what they will take, rehearsals; and the doctor."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from project import FAST, ROOT, make_project
+
+from analysis_lib.__main__ import main
+from analysis_lib.base import AnalysisError
+from analysis_lib.corpora import CATALOGUE
+from analysis_lib.corpora import names as bundled_corpora
+from analysis_lib.declared import declared_parameters, parse_value
+from analysis_lib.doctor import examine
+from analysis_lib.encoders import names as bundled_encoders
+from analysis_lib.encoders.published import ALIASES, PUBLISHED
+from analysis_lib.named import (
+    clip_seconds,
+    clips_heard,
+    forecast,
+    named_runs,
+    published_parts,
+    read_named,
+    rehearsal,
+)
+from analysis_lib.notebook import show_value
+from analysis_lib.runner import execute, plan
+
+NAMED = sorted(path.stem for path in (ROOT / "notebooks" / "runs").glob("*.yaml"))
+PUBLISHED_RUNS = named_runs(ROOT, "published")
+
+LISTENS = FAST.replace(
+    'seed: int = 0  # random seed',
+    'encoder: str = "htsat-mini"  # a model\n'
+    'corpus: str = "environment"  # sounds\n'
+    "n_per_class: int = 0  # clips of each class\n"
+    "seed: int = 0  # random seed",
+) + """
+# %%
+from analysis_lib.corpora import load_corpus
+from analysis_lib.encoders import load_encoder
+from analysis_lib.notebook import glue
+
+clips = load_corpus(corpus).subsample(n_per_class)
+model = load_encoder(encoder, device="cpu")
+glue(clips=len(clips), licence=clips.licence.splitlines()[0], taps=len(model.taps))
+"""  # fmt: skip
+
+ONE = {
+    "notebook": "listens",
+    "profile": "published",
+    "says": "what it is",
+    "passes": 2,
+    "parameters": {
+        "encoder": "facebook/wav2vec2-base",
+        "corpus": "speech-commands",
+        "n_per_class": 40,
+        "names": ["esc50", "b"],
+    },
+    "rehearse": {"n_per_class": 2},
+    "imitation": {"classes": 2, "per_class": 3},
+}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    (tmp_path / "book").mkdir()
+    project = make_project(tmp_path / "book", listens=LISTENS)
+    monkeypatch.setenv("ANALYSIS_CACHE", str(tmp_path / "cache"))
+    for name in ("ANALYSIS_ARCHIVES", "ANALYSIS_MIRROR", "HF_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    hub = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+    monkeypatch.chdir(project)
+    write(project)
+    return project
+
+
+def write(project, name="mine", **changes):
+    path = project / "notebooks" / "runs" / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(ONE | changes))
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_parameters_are_those_that_the_notebook_declares(name):
+    found = read_named(ROOT, name)
+    known = declared_parameters(ROOT / "notebooks" / f"{found['notebook']}.py")
+    for values in (found["parameters"], found.get("rehearse", {})):
+        assert set(values) <= set(known), "a parameter that the notebook does not have"
+        for key, value in values.items():
+            assert parse_value(show_value(value), known[key]) == value
+    assert plan(ROOT, name).output.stem == name
+
+
+@pytest.mark.parametrize("name", PUBLISHED_RUNS)
+def test_published_runs_name_what_the_catalogues_have(name):
+    run, found = plan(ROOT, name), read_named(ROOT, name)
+    corpora, encoders = published_parts(run)
+    assert corpora
+    assert encoders
+    assert len(found["says"]) > 20
+    known = {*CATALOGUE, *bundled_corpora(), *PUBLISHED, *ALIASES, *bundled_encoders()}
+    for key in ("encoder", "corpus", "corpora", "other"):
+        given = found["parameters"].get(key, [])
+        assert set(given if isinstance(given, list) else [given]) <= known
+
+
+def test_published_and_bundled_are_profiles():
+    assert set(named_runs(ROOT)) == set(NAMED)
+    bundled = named_runs(ROOT, "bundled")
+    assert not set(bundled) & set(PUBLISHED_RUNS)
+    assert {"corpus-calls", "corpus-words"} <= set(bundled)
+    assert any(name.startswith("htsat.esc50") for name in PUBLISHED_RUNS)
+    with pytest.raises(AnalysisError, match=r"'large'; there is bundled, published"):
+        named_runs(ROOT, "large")
+
+
+def test_keys_that_nothing_reads_are_refused(project):
+    write(project, speed="fast")
+    with pytest.raises(AnalysisError, match=r"mine\.yaml has the key 'speed'"):
+        named_runs(project)
+
+
+def test_forecast_says_what_a_run_takes(project, monkeypatch):
+    monkeypatch.setattr("analysis_lib.named.seconds_a_clip", lambda *_: 0.5)
+    run = plan(project, "mine")
+    words = forecast(project, run)
+    assert words.startswith("mine: what it is\n")
+    assert "corpus speech-commands: 2.4 GB" in words
+    assert "corpus esc50: 600 MB (CC BY-NC 3.0" in words
+    assert "encoder facebook/wav2vec2-base: 380 MB (Apache-2.0)" in words
+    assert "to download: 3.4 GB" in words
+    assert "memory: 378 MB for the model" in words
+    clips = 35 * 40 + 50 * 40
+    seconds = clip_seconds(["speech-commands", "esc50"])
+    assert seconds == pytest.approx((104_000 / 105_829 + 5) / 2)
+    hours = 2 * clips * 0.5 / 60
+    assert f"time: {hours:.0f} min for 2 × {clips} clips" in words
+    assert "time" not in forecast(project, run, measure=False)
+    assert forecast(project, plan(project, "listens")) == ""
+    assert clips_heard(replace(run, parameters={"n_per_class": 0}), ["esc50"]) == 2000
+
+
+def test_dry_run_downloads_and_executes_nothing(project, capsys, monkeypatch):
+    monkeypatch.setattr("requests.get", None)
+    monkeypatch.setattr("analysis_lib.runner.execute_all", None)
+    assert main(["run", "--all", "--profile", "published", "--dry-run"]) == 0
+    words = capsys.readouterr().out
+    assert "mine: what it is" in words
+    assert not (project / "executed").exists()
+    assert main(["run", "mine", "--profile", "published"]) == 2
+    assert "--profile goes with --all" in capsys.readouterr().err
+    assert main(["run", "listens", "--rehearse"]) == 2
+    assert "needs nothing published: just run it" in capsys.readouterr().err
+    assert main(["run", "mine", "--rehearse", "-p", "seed=1"]) == 2
+    assert "as -y or -f only" in capsys.readouterr().err
+
+
+def test_a_rehearsal_goes_the_way_of_the_run(project):
+    run = rehearsal(project, "mine", {"seed": 3})
+    assert run.output.stem == "mine-rehearsal"
+    assert run.parameters["seed"] == 3
+    for value in (run.parameters["corpus"], run.parameters["names"][0]):
+        assert (Path(value) / "metadata.csv").is_file()
+    assert run.parameters["names"][1] == "b"
+    record = execute(run, threads=1)
+    assert record["glued"]["clips"] == 2 * 2
+    assert "synthetic" in record["glued"]["licence"]
+    assert record["glued"]["taps"] == 1 + 12 * (12 + 1 + 1)
+    assert rehearsal(project, "mine", {"seed": 3}) == run, "made once"
+    words = forecast(project, plan(project, "mine"), measure=False)
+    assert re.search(r"its rehearsal took \d+ s", words)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", PUBLISHED_RUNS)
+def test_every_published_run_can_be_rehearsed(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("ANALYSIS_CACHE", str(tmp_path / "cache"))
+    run = rehearsal(ROOT, name)
+    record = execute(replace(run, output=tmp_path / run.output.name))
+    assert record["glued"]
+    assert "rehearsal" in str(record["provenance"]["rows"]["Corpus"])
+
+
+def test_doctor_tells_what_is_here(project):
+    report, problems = examine(project)
+    assert problems == []
+    for words in ("versions: analysis-lib", "device:", "threads:", "cache:", "memory:"):
+        assert words in report
+    assert "listens: to be executed" in report
+    assert "htsat-mini: bundled" in report
+    assert "environment: will be made on first use" in report
+    assert "speech-commands: to download, 2.4 GB" in report
+    assert "facebook/wav2vec2-base: to download, 380 MB" in report
+
+
+def test_doctor_finds_what_is_wrong(project, monkeypatch, capsys):
+    script = project / "notebooks" / "listens.py"
+    script.write_text(LISTENS.replace("htsat-mini", "nowhere-mini"))
+    assert main(["doctor"]) == 1
+    captured = capsys.readouterr()
+    assert "problem: listens needs the encoder 'nowhere-mini'" in captured.err
+    file = project / "a-file"
+    file.write_text("")
+    monkeypatch.setenv("ANALYSIS_CACHE", str(file / "cache"))
+    _, problems = examine(project)
+    assert any("set ANALYSIS_CACHE" in sentence for sentence in problems)
