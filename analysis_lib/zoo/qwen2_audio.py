@@ -2,9 +2,10 @@
 
 Tower, projector and language model are trained together on the next token of the
 transcript. A head on the middle of the tower learns to name the phone of each frame; it
-only guides training and is not kept. In training the tower sees only as much of its
-window as the longest clip fills: its mask makes that equal to the whole window, and
-quicker.
+only guides training and is not kept. Towards the end, words are strung together, too:
+the utterances are few, and the model would know them by heart. In training the tower
+sees only as much of its window as the longest clip fills: its mask makes that equal to
+the whole window, and quicker.
 
 References
 ----------
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu
@@ -33,9 +35,11 @@ from analysis_lib.encoders.qwen2_audio_language import (
 from analysis_lib.zoo.measures import error_rate, share
 from analysis_lib.zoo.spoken import (
     RATE,
+    Spoken,
     draw,
     name_frames,
     spoken,
+    string,
     symbols_of,
     vary,
 )
@@ -44,6 +48,8 @@ from analysis_lib.zoo.training import Log, finish, fit, workspace
 NAME = "qwen2-audio-mini"
 STEPS, BATCH, LR = 2200, 40, 2e-3
 SHARE_OF_WORDS = 0.5
+LAST_STEPS, LAST_LR = 1000, 1e-3
+SHARE_STRUNG = 0.6
 LONGEST = 32  # tokens of a transcript
 GUIDANCE = 0.5  # weight of the frame head
 
@@ -64,7 +70,8 @@ class Writer(nn.Module):
     def __init__(self, model: Qwen2AudioForConditionalGeneration, n: int) -> None:
         super().__init__()
         self.model = model
-        width = model.config.audio_config.d_model
+        settings: Any = model.config
+        width = settings.audio_config.d_model
         self.frames = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, n))
 
 
@@ -87,17 +94,21 @@ def train(
     # Frames of the tower before it averages pairs: 20 ms apart.
     times = np.arange(tower.config.max_source_positions) * 0.02
 
-    def batch(rng: np.random.Generator) -> tuple[Lesson, Tensor]:
-        chosen = draw(heard, BATCH, SHARE_OF_WORDS, rng)
-        varied = [vary(heard.waves[i], rng) for i in chosen]
-        made = lesson(
-            processor, [wave for wave, _ in varied], [heard.texts[i] for i in chosen]
-        )
+    def ready(said: Spoken, rng: np.random.Generator) -> tuple[Lesson, Tensor]:
+        varied = [vary(wave, rng) for wave in said.waves]
+        made = lesson(processor, [wave for wave, _ in varied], said.texts)
         mask_features(made.features, made.lengths, rng)
         counts, _ = tower._get_feat_extract_output_lengths(made.lengths)
-        phones = [heard.phones[i] for i in chosen]
         speeds = [speed for _, speed in varied]
-        return made, name_frames(phones, speeds, times, counts, symbols)
+        return made, name_frames(said.phones, speeds, times, counts, symbols)
+
+    def batch(rng: np.random.Generator) -> tuple[Lesson, Tensor]:
+        return ready(heard.select(draw(heard, BATCH, SHARE_OF_WORDS, rng)), rng)
+
+    def last_batch(rng: np.random.Generator) -> tuple[Lesson, Tensor]:
+        if rng.random() < SHARE_STRUNG:
+            return ready(string(heard, BATCH, rng), rng)
+        return batch(rng)
 
     def loss(pair: tuple[Lesson, Tensor]) -> Tensor:
         made, phones = pair
@@ -122,18 +133,19 @@ def train(
             found[f"{kind}_exact"] = float(np.mean(right))
         return found
 
-    curve = fit(
-        task,
-        batch,
-        loss,
-        steps=STEPS,
-        lr=LR,
-        work=workspace(NAME, seed),
-        seed=seed,
-        evaluate=accuracy,
-        resume=resume,
-        log=log,
+    settings: dict[str, Any] = {
+        "seed": seed,
+        "evaluate": accuracy,
+        "resume": resume,
+        "log": log,
+    }
+    work = workspace(NAME, seed)
+    first = fit(task, batch, loss, steps=STEPS, lr=LR, work=work, **settings)
+    work = workspace(f"{NAME}-last", seed)
+    last = fit(
+        task, last_batch, loss, steps=LAST_STEPS, lr=LAST_LR, work=work, **settings
     )
+    curve = pd.concat([first, last.assign(step=last["step"] + STEPS)])
     out.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(out)
     processor.save_pretrained(out)

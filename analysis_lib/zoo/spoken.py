@@ -17,6 +17,7 @@ from analysis_lib.corpora import Corpus, load_corpus
 RATE = 16_000
 CORPORA = ("words", "utterances")
 FASTER, SLOWER = 1.18, 0.85
+GAP = 0.05  # seconds between words in a row
 BLANK = 0  # code of a frame in which nothing is said
 
 
@@ -53,11 +54,14 @@ class Spoken:
 
     def of(self, kind: str) -> Spoken:
         """The clips of one corpus."""
-        keep = np.flatnonzero(self.table["kind"] == kind)
+        return self.select(np.flatnonzero(self.table["kind"] == kind))
+
+    def select(self, indices: np.ndarray) -> Spoken:
+        """These clips, in this order."""
         return Spoken(
-            [self.waves[i] for i in keep],
-            self.table.iloc[keep].reset_index(drop=True),
-            [self.phones[i] for i in keep],
+            [self.waves[i] for i in indices],
+            self.table.iloc[indices].reset_index(drop=True),
+            [self.phones[i] for i in indices],
             self.fingerprint,
         )
 
@@ -167,6 +171,31 @@ def draw(
     """
     kind = "words" if rng.random() < share_of_words else "utterances"
     return rng.choice(np.flatnonzero(said.table["kind"] == kind), size)
+
+
+def string(said: Spoken, size: int, rng: np.random.Generator) -> Spoken:
+    """Make clips of two to four single words in a row, each clip in one voice.
+
+    The utterances there are would be learnt by heart; these are always new.
+    """
+    words = said.table[said.table["kind"] == "words"]
+    voices = [rows.index.to_numpy() for _, rows in words.groupby("group")]
+    waves, rows, phones = [], [], []
+    for _ in range(size):
+        chosen = rng.choice(voices[rng.integers(len(voices))], rng.integers(2, 5))
+        pieces, spans, now = [], [], 0
+        for i in chosen:
+            begin, end = said.phones[i][0][0] - GAP / 2, said.phones[i][-1][1] + GAP / 2
+            piece = said.waves[i][max(0, round(begin * RATE)) : round(end * RATE)]
+            shift = now / RATE - max(0.0, begin)
+            spans += [(a + shift, b + shift, phone) for a, b, phone in said.phones[i]]
+            pieces.append(piece)
+            now += len(piece)
+        waves.append(np.concatenate(pieces))
+        phones.append(spans)
+        text = " ".join(said.table["text"][i] for i in chosen)
+        rows.append(said.table.loc[chosen[0]].to_dict() | {"text": text})
+    return Spoken(waves, pd.DataFrame(rows), phones, said.fingerprint)
 
 
 def seed_masks(rng: np.random.Generator) -> None:

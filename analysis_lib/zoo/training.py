@@ -124,6 +124,21 @@ def fit(
     return pd.DataFrame(rows)
 
 
+def keep_float32(module: nn.Module) -> None:
+    """Run a module in float32 also within autocast.
+
+    Grouped convolutions of even width in bfloat16 come out wrong, by their own size, on
+    CPUs with AMX where a group has fewer than 16 channels (PyTorch 2.13).
+    """
+    forward = module.forward
+
+    def exact(values: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return forward(values.float())
+
+    module.forward = exact  # type: ignore[method-assign]
+
+
 def workspace(name: str, seed: int) -> Path:
     """Folder of the checkpoints of one training."""
     return cache_dir() / "zoo" / f"{name}-{seed}"

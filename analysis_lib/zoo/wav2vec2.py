@@ -41,10 +41,10 @@ from analysis_lib.zoo.spoken import (
     symbols_of,
     vary,
 )
-from analysis_lib.zoo.training import Log, finish, fit, workspace
+from analysis_lib.zoo.training import Log, finish, fit, keep_float32, workspace
 
 NAME = "wav2vec2-mini"
-GUIDED_STEPS, STEPS, BATCH, LR = 700, 1300, 24, 1.5e-3
+GUIDED_STEPS, STEPS, BATCH, LR = 500, 1300, 24, 1.5e-3
 SHARE_OF_WORDS = 0.7
 GUIDANCE = 0.5  # weight of each frame head
 
@@ -120,6 +120,7 @@ def train(
     settings.phones = symbols
     model = Wav2Vec2ForCTC(settings)
     start_convolutions(model.wav2vec2.feature_extractor.conv_layers)
+    keep_float32(model.wav2vec2.encoder.pos_conv_embed)
     task = Transcriber(model)
     front_end = front_end_of(settings)
 
