@@ -10,6 +10,10 @@ from torch import nn
 
 from analysis_lib import zoo
 from analysis_lib.base import AnalysisError, sha256_file
+from analysis_lib.corpora import load_corpus
+from analysis_lib.encoders import load_encoder
+from analysis_lib.zoo import beats
+from analysis_lib.zoo.evaluation import probe_layers
 from analysis_lib.zoo.training import fit, save_weights
 
 
@@ -118,3 +122,33 @@ def test_htsat_mini_is_as_good_as_its_card_says():
             row["accuracy"], abs=0.02
         )
     assert measured["layers"][best]["low"] > measured["log_mel"]["high"]
+
+
+def test_beats_mini_is_as_good_as_its_card_says():
+    """Its layers on one corpus again; on all three, what the card promises of depth."""
+    card = zoo.card("beats-mini")["metrics"]
+    assert list(card) == list(beats.HELD_OUT)
+    for promised in card.values():
+        layers, best = promised["layers"], promised["best_layer"]
+        gain = layers[best]["accuracy"] - promised["log_mel"]["accuracy"]
+        assert gain >= 0.10
+        assert layers[best]["accuracy"] - layers["L0"]["accuracy"] >= 0.10
+        assert int(best[1:]) >= 6
+    otters = load_corpus("otters")
+    measured = probe_layers(load_encoder("beats-mini"), otters)
+    assert measured["clips"] == card["otters"]["clips"] == len(otters)
+    for name, row in card["otters"]["layers"].items():
+        assert measured["layers"][name]["accuracy"] == pytest.approx(
+            row["accuracy"], abs=0.02
+        )
+    best = card["otters"]["best_layer"]
+    assert measured["layers"][best]["low"] > measured["log_mel"]["high"]
+
+
+def test_the_first_stage_of_beats_mini_can_be_loaded():
+    before, after = load_encoder("beats-mini-ssl"), load_encoder("beats-mini")
+    assert before.fingerprint != after.fingerprint
+    assert list(before.taps["name"]) == list(after.taps["name"])
+    twin = load_encoder("beats-mini", random=True)
+    assert twin.fingerprint != after.fingerprint
+    assert list(twin.taps["name"]) == list(after.taps["name"])
