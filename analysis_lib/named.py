@@ -248,7 +248,8 @@ def rehearsal(root: Path, name: str, values: Mapping[str, Any] | None = None) ->
         for key, value in parameters.items()
         if key in run.changed or value != run.parameters[key]
     }
-    return replace(_renamed(run), parameters=parameters, changed=changed)
+    output = _renamed(plan(root, name)).output
+    return replace(run, parameters=parameters, changed=changed, output=output)
 
 
 def _swapped(

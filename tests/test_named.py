@@ -134,7 +134,7 @@ def test_forecast_says_what_a_run_takes(project, monkeypatch):
     assert "corpus esc50: 600 MB (CC BY-NC 3.0" in words
     assert "encoder facebook/wav2vec2-base: 380 MB (Apache-2.0)" in words
     assert "to download: 3.4 GB" in words
-    assert "memory: 378 MB for the model" in words
+    assert "memory: 377 MB for the model" in words
     clips = 35 * 40 + 50 * 40
     seconds = clip_seconds(["speech-commands", "esc50"])
     assert seconds == pytest.approx((104_000 / 105_829 + 5) / 2)
