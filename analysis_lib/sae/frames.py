@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from ..base import AnalysisError, cache_dir, digest, write_atomically
 from ..corpora import Corpus
 from ..encoders.encoder import Encoder, record
+from ..store import locked
 
 Dtype = Literal["float16", "float32"]
 
@@ -141,24 +142,25 @@ def cache_frames(
     key = digest(encoder.fingerprint, corpus.fingerprint, tap, dtype, str(skip))
     place = cache_dir() / "frames" / key[:20] if folder is None else Path(folder)
     place.mkdir(parents=True, exist_ok=True)
-    journal, matrix = place / "journal.json", place / "frames.bin"
-    state = _read_journal(journal, key)
-    width = int(row.width)
-    row_bytes = width * np.dtype(dtype).itemsize
-    with open(matrix, "r+b" if matrix.exists() else "w+b") as file:
-        # Rows behind the journal's count were being written when the run stopped.
-        file.truncate(sum(state["lengths"]) * row_bytes)
-        file.seek(0, os.SEEK_END)
-        done = len(state["lengths"])
-        for batch in _batches(encoder, corpus, row, done, batch_size, skip):
-            for frames, notice in batch:
-                file.write(_narrow(frames, dtype, corpus, len(state["lengths"])))
-                state["lengths"].append(len(frames))
-                state["notices"] += [notice] if notice else []
-            file.flush()
-            os.fsync(file.fileno())
-            with write_atomically(journal) as draft:
-                draft.write_text(json.dumps(state), encoding="utf-8")
+    with locked(place):
+        journal, matrix = place / "journal.json", place / "frames.bin"
+        state = _read_journal(journal, key)
+        width = int(row.width)
+        row_bytes = width * np.dtype(dtype).itemsize
+        with open(matrix, "r+b" if matrix.exists() else "w+b") as file:
+            # Rows behind the journal's count were being written when the run stopped.
+            file.truncate(sum(state["lengths"]) * row_bytes)
+            file.seek(0, os.SEEK_END)
+            done = len(state["lengths"])
+            for batch in _batches(encoder, corpus, row, done, batch_size, skip):
+                for frames, notice in batch:
+                    file.write(_narrow(frames, dtype, corpus, len(state["lengths"])))
+                    state["lengths"].append(len(frames))
+                    state["notices"] += [notice] if notice else []
+                file.flush()
+                os.fsync(file.fileno())
+                with write_atomically(journal) as draft:
+                    draft.write_text(json.dumps(state), encoding="utf-8")
     return _open(place, state, encoder, corpus, tap, dtype, width)
 
 
@@ -216,30 +218,30 @@ def _run(
     waves: list[tuple[int, NDArray[np.float32]]],
     skip: bool,
 ) -> list[tuple[NDArray[np.float32], str]]:
-    results: dict[int, tuple[NDArray[np.float32], str]] = {}
-    good = []
-    for i, wave in waves:
-        name = corpus.table["clip"][i]
-        try:
-            encoder.prepare([wave])
-        except AnalysisError as error:
-            if not skip:
-                raise AnalysisError(
-                    f"Clip {name}: {error} Or pass on_error='skip'."
-                ) from error
-            empty = np.empty((0, int(tap.width)), np.float32)
-            results[i] = empty, f"{name} was left out: {error}"
-            continue
-        seconds = len(wave) / encoder.sampling_rate
-        cut = encoder.max_seconds is not None and seconds > encoder.max_seconds
-        notice = f"{name} ({seconds:.2f} s) was cut to {encoder.max_seconds:g} s."
-        good.append((i, wave, notice if cut else ""))
-    if good:
-        for (i, _, notice), frames in zip(
-            good, tap_frames(encoder, tap, [wave for _, wave, _ in good]), strict=True
-        ):
-            results[i] = frames, notice
-    return [results[i] for i, _ in waves]
+    names = [corpus.table["clip"][i] for i, _ in waves]
+    if encoder.max_seconds is None:
+        longest = np.inf
+    else:
+        longest = encoder.max_seconds * encoder.sampling_rate
+    notices = [
+        f"{name} ({len(wave) / encoder.sampling_rate:.2f} s) was cut to "
+        f"{encoder.max_seconds:g} s."
+        if len(wave) > longest
+        else ""
+        for name, (_, wave) in zip(names, waves, strict=True)
+    ]
+    try:
+        frames = tap_frames(encoder, tap, [wave for _, wave in waves])
+    except AnalysisError as error:
+        if len(waves) > 1:  # find the culprit
+            return [_run(encoder, corpus, tap, [one], skip)[0] for one in waves]
+        if not skip:
+            raise AnalysisError(
+                f"Clip {names[0]}: {error} Or pass on_error='skip'."
+            ) from error
+        empty = np.empty((0, int(tap.width)), np.float32)
+        return [(empty, f"{names[0]} was left out: {error}")]
+    return list(zip(frames, notices, strict=True))
 
 
 def tap_frames(

@@ -271,9 +271,6 @@ def matched_units(
 ) -> NDArray[np.int64]:
     """Control latents: drawn from those most like a latent in density and strength.
 
-    Atoms have unit norm, so with density and activation matched an edit moves the
-    frames equally far.
-
     Parameters
     ----------
     codes : csr_array, shape (N, H)
@@ -286,14 +283,51 @@ def matched_units(
     Returns
     -------
     ndarray of int, shape (n,)
-        Drawn without replacement from the 3·n nearest in log density and log 99th
-        percentile.
+        See :func:`matched_sets`.
+    """
+    return matched_sets(codes, [unit], n, exclude=exclude, seed=seed)[:, 0]
+
+
+def matched_sets(
+    codes: sp.csr_array,
+    units: Sequence[int],
+    n: int = 10,
+    *,
+    exclude: Sequence[int] = (),
+    seed: int = 0,
+) -> NDArray[np.int64]:
+    """Control sets for latents that are edited together: one match for each of them.
+
+    Atoms have unit norm, so with density and activation matched an edit moves the
+    frames equally far.
+
+    Parameters
+    ----------
+    codes : csr_array, shape (N, H)
+    units : sequence of int
+        None of them serves as a control.
+    n : int
+        Sets.
+    exclude : sequence of int
+        Further latents that must not serve.
+    seed : int
+
+    Returns
+    -------
+    ndarray of int, shape (n, len(units))
+        Column j: drawn without replacement from the 3·n latents nearest to
+        ``units[j]`` in log density and log 99th percentile.
+
+    Raises
+    ------
+    AnalysisError
+        If a latent never fires, or too few others do.
     """
     density = np.asarray((codes > 0).sum(0), float).ravel() / codes.shape[0]
     strength = unit_reference(codes).numpy()
-    allowed = (density > 0) & ~np.isin(np.arange(len(density)), [unit, *exclude])
-    if density[unit] == 0:
-        raise AnalysisError(f"Latent {unit} never fires, so nothing can match it.")
+    allowed = (density > 0) & ~np.isin(np.arange(len(density)), [*units, *exclude])
+    if silent := [u for u in units if density[u] == 0]:
+        raise AnalysisError(f"Latent {silent[0]} never fires, so nothing can match it.")
     if allowed.sum() < n:
         raise AnalysisError(
             f"Only {int(allowed.sum())} live latents can serve as control, not {n}."
@@ -301,7 +335,10 @@ def matched_units(
     with np.errstate(divide="ignore"):
         place = np.column_stack([np.log(density), np.log(strength)])
     place = (place - place[allowed].mean(0)) / np.maximum(place[allowed].std(0), 1e-9)
-    candidates = np.flatnonzero(allowed)
-    far = np.linalg.norm(place[candidates] - place[unit], axis=1)
-    near = candidates[np.argsort(far, kind="stable")[: 3 * n]]
-    return np.random.default_rng(seed).choice(near, n, replace=False)
+    candidates, rng = np.flatnonzero(allowed), np.random.default_rng(seed)
+    columns = []
+    for unit in units:
+        far = np.linalg.norm(place[candidates] - place[unit], axis=1)
+        near = candidates[np.argsort(far, kind="stable")[: 3 * n]]
+        columns.append(rng.choice(near, n, replace=False))
+    return np.array(columns).T

@@ -32,6 +32,8 @@ class SeedStability:
         Mean cosine of matched atoms.
     null_mcc : ndarray
         The same with one dictionary rotated at random.
+    null_cosines : ndarray
+        Cosines of the pairs matched after such rotations, all draws together.
     activation_mcc : float
         Mean correlation of activations when matched by activation instead.
     shares : dict of float to float
@@ -44,6 +46,7 @@ class SeedStability:
     pairs: pd.DataFrame
     mcc: float
     null_mcc: Floats
+    null_cosines: Floats
     activation_mcc: float
     shares: dict[float, float]
     null_shares: dict[float, float]
@@ -158,6 +161,7 @@ def seed_stability(
         pairs=pairs,
         mcc=float(matched.mean()),
         null_mcc=np.array([draw.mean() for draw in null]),
+        null_cosines=pooled,
         activation_mcc=float(correlation[by_activation].mean()),
         shares={level: float((matched >= level).mean()) for level in levels},
         null_shares={level: float((pooled >= level).mean()) for level in levels},
