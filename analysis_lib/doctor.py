@@ -9,7 +9,6 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -57,7 +56,7 @@ def examine(root: Path) -> tuple[str, list[str]]:
 
 def _machine() -> Iterator[str]:
     told = ", ".join(f"{name} {number}" for name, number in versions().items())
-    yield f"versions: analysis-lib {metadata.version('analysis-lib')}, {told}"
+    yield f"versions: {told}"
     yield f"system: {platform.platform()}"
     accelerator = torch.accelerator.current_accelerator()
     device = str(accelerator) if torch.accelerator.is_available() else "CPU only"
@@ -113,15 +112,12 @@ def _chapter(run: Run, problems: list[str]) -> Iterator[str]:
         state = _state(word)
         if state:
             yield f"    {word}: {state}"
-    kinds = {"encoder": bundled_encoders(), "corpus": [*corpora.names(), *CATALOGUE]}
-    for key, known in kinds.items():
+    for key in ("encoder", "corpus"):
         given = run.parameters.get(key)
-        for word in given if isinstance(given, list) else [given]:
-            if isinstance(word, str) and not _state(word) and word not in known:
-                problems.append(
-                    f"{run.name} needs the {key} {word!r}, which is not here."
-                )
-                yield f"    {word}: missing"
+        for item in given if isinstance(given, list) else [given]:
+            if isinstance(item, str) and item not in ("", "none") and not _state(item):
+                problems.append(f"{run.name}: the {key} {item!r} is not here.")
+                yield f"    {item}: missing"
 
 
 def _state(word: str) -> str:

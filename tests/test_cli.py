@@ -20,7 +20,17 @@ def test_help_lists_the_commands(capsys):
         main(["--help"])
     assert stop.value.code == 0
     words = capsys.readouterr().out
-    for command in ("run", "build", "sweep", "corpus", "zoo", "test", "sync", "check"):
+    for command in (
+        "run",
+        "build",
+        "sweep",
+        "corpus",
+        "zoo",
+        "test",
+        "sync",
+        "check",
+        "doctor",
+    ):
         assert re.search(rf"^    {command} ", words, re.MULTILINE), command
 
 

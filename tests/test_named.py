@@ -190,7 +190,7 @@ def test_every_published_run_can_be_rehearsed(name, tmp_path, monkeypatch):
 def test_doctor_tells_what_is_here(project):
     report, problems = examine(project)
     assert problems == []
-    for words in ("versions: analysis-lib", "device:", "threads:", "cache:", "memory:"):
+    for words in ("versions: Python", "device:", "threads:", "cache:", "memory:"):
         assert words in report
     assert "listens: to be executed" in report
     assert "htsat-mini: bundled" in report
@@ -204,7 +204,7 @@ def test_doctor_finds_what_is_wrong(project, monkeypatch, capsys):
     script.write_text(LISTENS.replace("htsat-mini", "nowhere-mini"))
     assert main(["doctor"]) == 1
     captured = capsys.readouterr()
-    assert "problem: listens needs the encoder 'nowhere-mini'" in captured.err
+    assert "problem: listens: the encoder 'nowhere-mini' is not here" in captured.err
     file = project / "a-file"
     file.write_text("")
     monkeypatch.setenv("ANALYSIS_CACHE", str(file / "cache"))
