@@ -112,8 +112,12 @@ def test_a_clip_has_the_same_frames_alone_and_beside_a_longer_one(
         for tap, (values, whole) in activations(encoder, [clip]).items():
             joint, mask = together[tap]
             assert int(mask[place].sum()) == int(whole.sum()) > 0
+            scale = float(values.abs().max())
             torch.testing.assert_close(
-                joint[place][mask[place]], values[0][whole[0]], rtol=0, atol=1e-4
+                joint[place][mask[place]],
+                values[0][whole[0]],
+                rtol=0,
+                atol=3e-5 * scale,
             )
 
 
@@ -141,10 +145,12 @@ def test_taps_are_the_towers_hidden_states_at_25_hz(encoder: Encoder) -> None:
         # L1 and L2 lie on either side of linear steps, which commute with the mean
         # over pairs: residual + W^O heads = block.
         block = seen["L0"][0] + layer.self_attn.out_proj(seen["L1_B0_H0"][0])
-        torch.testing.assert_close(seen["L1_B0"][0], block, rtol=0, atol=1e-5)
-        torch.testing.assert_close(
-            seen["projector"][0], linear(seen["L2"][0]), rtol=0, atol=1e-5
-        )
+        for ours, expected in (
+            (seen["L1_B0"][0], block),
+            (seen["projector"][0], linear(seen["L2"][0])),
+        ):
+            scale = float(expected.abs().max())
+            torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5 * scale)
 
 
 def test_counts_and_errors(encoder: Encoder) -> None:
@@ -240,7 +246,7 @@ def test_full_model_and_processor_round_trip(
 
 
 def test_bad_folders_are_named(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(AnalysisError, match="no readable processor_config"):
+    with pytest.raises(AnalysisError, match=r"the folder has no config\.json"):
         load_full(str(tmp_path))
     config = json.loads((folder / "config.json").read_text())
     config["audio_config"]["max_source_positions"] = 100

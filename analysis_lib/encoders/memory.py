@@ -60,7 +60,7 @@ def _file_bytes(file: Path, family: str) -> int:
         count = sum(
             _product(entry["shape"])
             for key, entry in safetensors_header(file).items()
-            if key.removeprefix("model.").startswith(own)
+            if key.removeprefix("model.").startswith(own) and "decoder." not in key
         )
     except (OSError, ValueError, KeyError, AttributeError):
         return 2 * size  # A damaged file is named by the one who reads it.
