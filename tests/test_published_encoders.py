@@ -149,6 +149,7 @@ FULL = [name for name in PUBLISHED if name != "Qwen/Qwen2-Audio-7B-Instruct"]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", FULL)
 def test_full_size_checkpoint_of_the_published_layout(name, folder):
     place = imitate(name, folder)
