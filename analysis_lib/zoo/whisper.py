@@ -1,7 +1,9 @@
 """Recipe of `whisper-mini`: a small Whisper spells the words it hears.
 
 The encoder is what the book reads; a decoder of two layers writes letter by letter, so
-that words never heard can be spelled, too. The window is three seconds.
+that words never heard can be spelled, too. The window is three seconds. A head on the
+middle of the encoder learns to name the phone of each frame; it only guides training
+and is not kept.
 
 References
 ----------
@@ -15,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
@@ -23,15 +25,23 @@ from analysis_lib.encoders.checkpoints import find
 from analysis_lib.encoders.speech import default_extractor, quietly
 from analysis_lib.encoders.speech_front_ends import prepare_whisper
 from analysis_lib.zoo.measures import error_rate, share
-from analysis_lib.zoo.spoken import draw, seed_masks, spoken, vary
+from analysis_lib.zoo.spoken import (
+    draw,
+    name_frames,
+    seed_masks,
+    spoken,
+    symbols_of,
+    vary,
+)
 from analysis_lib.zoo.training import Log, finish, fit, workspace
 
 NAME = "whisper-mini"
-STEPS, BATCH, LR = 1600, 32, 1.5e-3
+STEPS, BATCH, LR = 1000, 32, 1.5e-3
 SHARE_OF_WORDS = 0.5
 LETTERS = " abcdefghijklmnopqrstuvwxyz"
 PAD, START, END, FIRST = 0, 1, 2, 3
 LONGEST = 48
+GUIDANCE = 0.5  # weight of the frame head
 
 
 def config() -> WhisperConfig:
@@ -63,6 +73,26 @@ def config() -> WhisperConfig:
     )
 
 
+class Speller(nn.Module):
+    """Whisper with a frame head for training only."""
+
+    def __init__(self, model: WhisperForConditionalGeneration, n: int) -> None:
+        super().__init__()
+        self.model = model
+        width: Any = model.config.d_model
+        self.frames = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, n))
+
+    def forward(self, features: Tensor, letters: Tensor) -> tuple[Tensor, Tensor]:
+        """Letter logits (B, S, letters) and phone logits of frames (B, T, phones)."""
+        made = self.model(
+            input_features=features,
+            decoder_input_ids=letters,
+            output_hidden_states=True,
+        )
+        layers = made.encoder_hidden_states
+        return made.logits, self.frames(layers[len(layers) // 2])
+
+
 def train(
     out: Path, *, seed: int = 0, resume: bool = True, log: Log = print
 ) -> dict[str, Any]:
@@ -75,23 +105,29 @@ def train(
     extractor = default_extractor(settings)
     torch.manual_seed(seed)
     model = WhisperForConditionalGeneration(settings)
+    symbols = symbols_of(heard)
+    task = Speller(model, len(symbols))
+    times = np.arange(settings.max_source_positions) * 0.02
 
-    def batch(rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def batch(rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         seed_masks(rng)
-        chosen = draw(heard, BATCH, SHARE_OF_WORDS, rng)
-        waves = [vary(heard.waves[i], rng)[0] for i in chosen]
-        features = prepare_whisper(waves, extractor).inputs["input_features"]
-        return features, spell([heard.texts[i] for i in chosen])
+        said = heard.select(draw(heard, BATCH, SHARE_OF_WORDS, rng))
+        varied = [vary(wave, rng) for wave in said.waves]
+        ready = prepare_whisper([wave for wave, _ in varied], extractor)
+        assert ready.valid is not None
+        speeds = [speed for _, speed in varied]
+        named = name_frames(said.phones, speeds, times, ready.valid, symbols)
+        return ready.inputs["input_features"], spell(said.texts), named
 
-    def loss(pair: tuple[Tensor, Tensor]) -> Tensor:
-        features, letters = pair
+    def loss(made: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        features, letters, phones = made
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model(
-                input_features=features, decoder_input_ids=letters[:, :-1]
-            ).logits
-        return cross_entropy(
+            logits, named = task(features, letters[:, :-1])
+        spelled = cross_entropy(
             logits.float().flatten(0, 1), letters[:, 1:].flatten(), ignore_index=PAD
         )
+        guided = cross_entropy(named.float().flatten(0, 1), phones.flatten())
+        return spelled + GUIDANCE * guided
 
     def accuracy() -> dict[str, float]:
         found = {}
@@ -104,7 +140,7 @@ def train(
         return found
 
     curve = fit(
-        model,
+        task,
         batch,
         loss,
         steps=STEPS,
@@ -125,7 +161,7 @@ def train(
         evaluate,
         name=NAME,
         architecture="Whisper: 6 encoder layers on 3 s, 24 heads; 2 decoder layers",
-        learns="to spell the words it hears",
+        learns="to spell the words it hears, guided by a phone head in mid-encoder",
         command=f"python -m analysis_lib zoo train {NAME}",
         seed=seed,
         corpus="words and utterances, voices of the train split",
