@@ -12,8 +12,11 @@ from analysis_lib import zoo
 from analysis_lib.base import AnalysisError, sha256_file
 from analysis_lib.corpora import load_corpus
 from analysis_lib.encoders import load_encoder
-from analysis_lib.zoo import beats
+from analysis_lib.encoders.qwen2_audio_language import load_full
+from analysis_lib.zoo import beats, qwen2_audio, wav2vec2
 from analysis_lib.zoo.evaluation import probe_layers
+from analysis_lib.zoo.measures import error_rate
+from analysis_lib.zoo.spoken import spoken
 from analysis_lib.zoo.training import fit, save_weights
 
 
@@ -152,3 +155,25 @@ def test_the_first_stage_of_beats_mini_can_be_loaded():
     twin = load_encoder("beats-mini", random=True)
     assert twin.fingerprint != after.fingerprint
     assert list(twin.taps["name"]) == list(after.taps["name"])
+
+
+def test_wav2vec2_mini_is_as_good_as_its_card_says():
+    promised = zoo.card("wav2vec2-mini")["metrics"]["phone_error_rate"]
+    assert promised["words"]["high"] < 0.5 * promised["words"]["chance"]
+    assert promised["words"]["rate"] <= 0.25
+    said = spoken("test").of("words")
+    few = said.select(np.arange(0, len(said.waves), 5))
+    phones = [[phone for *_, phone in row] for row in few.phones]
+    found = wav2vec2.transcribe(wav2vec2.load_ctc(), few.waves)
+    measured = error_rate(phones, found, few.voices)
+    assert measured["rate"] == pytest.approx(promised["words"]["rate"], abs=0.06)
+
+
+def test_qwen2_audio_mini_is_as_good_as_its_card_says():
+    promised = zoo.card("qwen2-audio-mini")["metrics"]["single_words_exact"]
+    assert promised["accuracy"] >= 0.90
+    said = spoken("test").of("words")
+    few = said.select(np.arange(0, len(said.waves), 8))
+    texts = qwen2_audio.write(*load_full("qwen2-audio-mini"), few.waves)
+    right = np.mean([a == b for a, b in zip(texts, few.texts, strict=True)])
+    assert right == pytest.approx(promised["accuracy"], abs=0.06)
