@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "piq": {*REPRESENTATIONS, "stats"},
     "figures": set(),
     "sound": {"acoustics"},
-    "drawings": {"figures", "acoustics"},
+    "drawings": {"figures", "sound", "acoustics", "sae", "piq"},
     "pruning": {"stats", "encoders"},
     "notebook": set(),
     "zoo": {*REPRESENTATIONS, "stats", "acoustics", "probing", "sae", "piq"},
