@@ -32,7 +32,6 @@ seed: int = 0  # random seed, zero or more
 
 # %% tags=["hide-input"]
 import warnings
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -53,6 +52,7 @@ from analysis_lib.notebook import Parameters, glue, provenance, say
 from analysis_lib.probing import (
     ProbeWarning,
     attention_probe,
+    best_elsewhere,
     best_set,
     compare,
     concatenation_probe,
@@ -373,22 +373,11 @@ figures.show(
 # %% [markdown]
 # To look for the best of many layers and then to report its accuracy is to pick the
 # luckiest. Two remedies. The p-value compares the best layer with the best layer of
-# each *permutation*. And "best layer, chosen elsewhere" lets every fold be predicted by
-# the layer that is best on the other folds.
+# each *permutation*. And `best_elsewhere` lets every fold be predicted by the layer
+# that is best on the *other* folds.
 
 
 # %%
-def chosen_elsewhere(results):
-    """Predictions of each fold by the layer that is best on the other folds."""
-    parts = list(results.values())
-    scores = np.array([r.fold_accuracy for r in parts])
-    guess = np.empty_like(parts[0].predictions)
-    for fold in range(scores.shape[1]):
-        pick = parts[int(np.delete(scores, fold, axis=1).mean(axis=1).argmax())]
-        guess[pick.folds == fold] = pick.predictions[pick.folds == fold]
-    return replace(parts[0], predictions=guess)
-
-
 def family_p(results):
     """P-value of the best of several probes under the same permutations."""
     top = max(r.accuracy for r in results)
@@ -409,7 +398,7 @@ def verdict(c, up, down, neither):
     return up if c.interval.low > 0 else down if c.interval.high < 0 else neither
 
 
-picked = {name: chosen_elsewhere(trained[name]) for name in corpora}
+picked = {name: best_elsewhere(trained[name]) for name in corpora}
 
 
 def stands(c):
@@ -420,7 +409,7 @@ def stands(c):
 gains = {
     name: {
         "log_mel": compare(picked[name], log_mel[name]),
-        "random": compare(picked[name], chosen_elsewhere(untrained[name])),
+        "random": compare(picked[name], best_elsewhere(untrained[name])),
         "input": compare(picked[name], trained[name][depth[0]]),
         "last": compare(trained[name][depth[-1]], picked[name]),
     }
@@ -660,10 +649,9 @@ for name in corpora:
     say(
         f"**{name}.** From {depth[0]} to {depth[-1]}, {settings.target} is "
         f"{meaning.replace('no reliable change', 'not reliably changed')}; of "
-        f"{len(quantities[name])} acoustic quantities, "
-        f"{len(lost)} are lost{' (' + ', '.join(lost) + ')' if lost else ''} and "
-        f"{len(won)} gained{' (' + ', '.join(won) + ')' if won else ''}. “Early layers "
-        f"acoustic, late layers semantic” **{early[name]}** here."
+        f"{len(quantities[name])} acoustic quantities, lost: "
+        f"{', '.join(lost) or 'none'}, gained: {', '.join(won) or 'none'}. "
+        f"“Early layers acoustic, late layers semantic” **{early[name]}** here."
     )
 
 # %% [markdown]

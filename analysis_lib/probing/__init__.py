@@ -14,6 +14,7 @@ from analysis_lib.probing.results import (
     Comparison,
     Null,
     ProbeResult,
+    best_elsewhere,
     best_set,
     compare,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "RegressionResult",
     "Selectivity",
     "attention_probe",
+    "best_elsewhere",
     "best_set",
     "compare",
     "concatenation_probe",

@@ -347,3 +347,48 @@ def best_set(results: Mapping[str, ProbeResult]) -> list[str]:
     best = max(results.values(), key=lambda result: result.accuracy)
     bar = best.accuracy - best.standard_error
     return [name for name, result in results.items() if result.accuracy >= bar]
+
+
+def best_elsewhere(results: Mapping[str, ProbeResult]) -> ProbeResult:
+    """Predict each fold by the probe that is best on the other folds.
+
+    The accuracy of the best of many layers is that of the luckiest. Here no clip has a
+    say in which layer predicts it.
+
+    Parameters
+    ----------
+    results : mapping of name to ProbeResult
+        Of the same clips, labels, groups and folds.
+
+    Raises
+    ------
+    ValueError
+        If there are none, or they are of other clips, labels, groups or folds.
+    """
+    if not results:
+        raise ValueError("There are no results to choose from.")
+    parts = list(results.values())
+    first = parts[0]
+    for name in ("clips", "y", "groups", "folds", "classes"):
+        if any(
+            not np.array_equal(getattr(first, name), getattr(r, name)) for r in parts
+        ):
+            raise ValueError(f"The results differ in their {name}.")
+    accuracies = np.array([result.fold_accuracy for result in parts])
+    probabilities = np.empty_like(first.probabilities)
+    penalties = np.empty_like(first.penalties)
+    for fold in range(accuracies.shape[1]):
+        others = np.delete(accuracies, fold, axis=1).mean(axis=1)
+        chosen, here = parts[int(others.argmax())], first.folds == fold
+        probabilities[here] = chosen.probabilities[here]
+        penalties[fold] = chosen.penalties[fold]
+    return score(
+        Splits(
+            first.clips, first.y, first.groups, first.folds, first.classes, first.notes
+        ),
+        probabilities,
+        probabilities,
+        penalties,
+        f"best of {len(parts)} by the other folds",
+        max(result.n_parameters for result in parts),
+    )
