@@ -308,8 +308,8 @@ say(
 # hundreds of permuted labellings follow from one decomposition. The penalty is chosen
 # inside the training clips. The score is balanced accuracy,
 #
-# $$\mathrm{acc} = \frac1C \sum_c \frac{\#\{i \in c : \hat c_i = c\}}{n_c},$$
-# (eq-beats-balanced)
+# $$\mathrm{acc} = \frac1C \sum_c
+# \frac{\#\{i \in c : \hat c_i = c\}}{n_c},$$ (eq-beats-balanced)
 #
 # which is $1/C$ for whoever does not listen, however unequal the classes. Test clips
 # come from **groups that training did not have**: animals for the otters, sessions for

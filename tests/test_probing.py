@@ -11,6 +11,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss
 
 from analysis_lib.probing import (
     ProbeWarning,
+    best_elsewhere,
     best_set,
     compare,
     group_folds,
@@ -350,6 +351,29 @@ def test_compare_refuses_other_clips():
     b = linear_probe(features(), np.roll(LABELS, 1), n_permutations=0)
     with pytest.raises(ValueError, match="other clips"):
         compare(a, b)
+
+
+def test_best_elsewhere_is_one_probe_or_less_than_the_luckiest():
+    same = {"n_permutations": 0, "n_bootstrap": 50}
+    good = linear_probe(features(1.5), LABELS, GROUPS, **same)
+    poor = linear_probe(features(0), LABELS, GROUPS, **same)
+    picked = best_elsewhere({"poor": poor, "good": good})
+    assert picked.accuracy == good.accuracy
+    np.testing.assert_array_equal(picked.predictions, good.predictions)
+    luckiest, honest = [], []
+    for family in range(4):
+        noise = {
+            f"L{k}": linear_probe(
+                features(0, seed=10 * family + k), LABELS, GROUPS, **same
+            )
+            for k in range(8)
+        }
+        luckiest.append(max(result.accuracy for result in noise.values()))
+        honest.append(best_elsewhere(noise).accuracy)
+    assert np.mean(honest) < np.mean(luckiest)
+    other = linear_probe(features(0), LABELS, GROUPS, seed=1, **same)
+    with pytest.raises(ValueError, match="differ in their folds"):
+        best_elsewhere({"a": poor, "b": other})
 
 
 def test_best_set_holds_all_within_one_standard_error():
