@@ -58,7 +58,10 @@ def training(history: pd.DataFrame, warmup: int) -> Figure:
 
 
 def listening(answers: Sequence[Interpretation]) -> Figure:
-    """Draw input, mask and what is left, a row a clip at the front end's own rate."""
+    """Draw input, mask and what is left, a row a clip at the front end's own rate.
+
+    Each picture's brightest colour is its own maximum.
+    """
     figure, grid = plt.subplots(
         len(answers), 3, figsize=(8.4, 1.9 * len(answers) + 0.4),
         sharex=True, sharey=True, squeeze=False,
@@ -66,16 +69,14 @@ def listening(answers: Sequence[Interpretation]) -> Figure:
     for row, answer in zip(grid, answers, strict=True):
         seconds = len(answer.wave) / answer.sampling_rate
         box = (0, seconds, 0, answer.sampling_rate / 2000)
-        peak = answer.log_magnitude.max() or 1.0
+        left = answer.mask * answer.log_magnitude
         pictures = [
-            (answer.log_magnitude, peak, "magma"),
-            (answer.mask, 1.0, "viridis"),
-            (answer.mask * answer.log_magnitude, peak, "magma"),
-        ]
-        for axes, (picture, highest, colours) in zip(row, pictures, strict=True):
+            (answer.log_magnitude, "magma"), (answer.mask, "viridis"), (left, "magma"),
+        ]  # fmt: skip
+        for axes, (picture, colours) in zip(row, pictures, strict=True):
             axes.imshow(
-                picture.T, origin="lower", aspect="auto", extent=box,
-                vmin=0, vmax=highest, cmap=colours, interpolation="nearest",
+                picture.T, origin="lower", aspect="auto", extent=box, vmin=0,
+                cmap=colours, interpolation="nearest",
             )  # fmt: skip
         row[0].set_ylabel("frequency, kHz")
         name = answer.explained.replace("_", " ")
@@ -149,7 +150,7 @@ def curves(
             axes.set_xscale("log")
             if score == next(iter(scores)):
                 axes.set_title(title)
-            if row is grid[-1]:
+            if axes in grid[-1]:
                 axes.set_xlabel("share of bins kept")
                 axes.legend(
                     loc="upper center", bbox_to_anchor=(0.5, -0.28), handlelength=1.3
@@ -216,7 +217,7 @@ def key_masks(masks: NDArray[np.float32], titles: Sequence[str]) -> Figure:
     for axes in grid.flat[len(masks) :]:
         axes.set_axis_off()
     for axes, mask, title in zip(grid.flat, masks, titles, strict=False):
-        axes.imshow(mask.T, origin="lower", vmin=0, vmax=1, cmap="viridis")
+        axes.imshow(mask.T, origin="lower", vmin=0, vmax=masks.max(), cmap="viridis")
         axes.set_title(title, fontsize=7)
         axes.set(xticks=[], yticks=[])
     return figure
