@@ -634,11 +634,25 @@ others = {
     "SVCCA, 90 %": lambda a, b: svcca(a, b, variance=0.9),
 }
 order = rng.permutation(len(clips))
+
+
+def beside_chance(measure, a, b):
+    """A measure with its value for shuffled clips, where there are enough clips."""
+    try:
+        return f"{measure(a, b):.2f} ({measure(a, b[order]):.2f})"
+    except ValueError:
+        return "too few clips"
+
+
+# %% [markdown]
+# With few clips, canonical correlations are 1 by construction; SVCCA then refuses.
+
+# %%
 rows = {}
 for i, j in ((0, 1), (last // 2, last // 2 + 1), (last - 1, last), (0, last)):
     a, b = layers["trained"][i], layers["trained"][j]
     rows[f"{taps[i]}–{taps[j]}"] = {
-        name: f"{f(a, b):.2f} ({f(a, b[order]):.2f})" for name, f in others.items()
+        name: beside_chance(measure, a, b) for name, measure in others.items()
     }
 pd.DataFrame(rows).T
 
