@@ -128,8 +128,8 @@ if left_out:
 # %% [markdown]
 # ## The network
 #
-# BEATs {cite:p}`chen2023beats` cuts a log-mel spectrogram of 128 bands into patches of
-# 16 frames × 16 bands. Each patch becomes a token, so that 160 ms of sound are eight
+# BEATs {footcite:p}`chen2023beats` cuts a log-mel spectrogram of 128 bands into patches
+# of 16 frames × 16 bands. Each patch becomes a token, so that 160 ms of sound are eight
 # tokens, low to high. A convolution adds where a token stands, and twelve transformer
 # layers let all tokens of a clip attend to each other. Unlike HTS-AT it neither merges
 # tokens nor has windows: every layer holds the same tokens at the same width, which is
@@ -296,7 +296,7 @@ say(
 # %% [markdown]
 # ## The probe
 #
-# A probe {cite:p}`alain2016probes` is a simple read-out, trained on some clips and
+# A probe {footcite:p}`alain2016probes` is a simple read-out, trained on some clips and
 # tested on others. If a linear rule finds the class in a layer's vectors $x_i$, then
 # the layer makes the class easy to read. We use ridge regression onto class
 # indicators $y_i$, every class weighing the same ($w_i$ is one over its size),
@@ -439,10 +439,10 @@ for name in corpora:
 #
 # - **Logistic regression** confirms that the result is not owed to ridge.
 # - **Log-loss** asks whether the probe knows when it is unsure (chance is $\ln C$).
-# - **Selectivity** {cite:p}`hewitt2019control`: accuracy minus the accuracy on control
-#   labels, one drawn for each group, that can only be learnt by heart. Both are
+# - **Selectivity** {footcite:p}`hewitt2019control`: accuracy minus the accuracy on
+#   control labels, one drawn for each group, that can only be learnt by heart. Both are
 #   measured on *known* groups.
-# - **Compression** {cite:p}`voita2020mdl`: bits to send the labels without a model,
+# - **Compression** {footcite:p}`voita2020mdl`: bits to send the labels without a model,
 #   over bits when a probe learns as it goes. Good features are learnt early; 1 means
 #   no help.
 
@@ -517,11 +517,11 @@ say(
 # ## Early layers acoustic, late layers semantic?
 #
 # It is often said that early layers hold the sound and late layers its meaning
-# {cite:p}`pasad2021layerwise`. That can be tested. From each waveform we measure four
-# quantities that need no understanding: loudness, pitch, spectral centroid, and how
-# long the sound lasts. A ridge regression then predicts them from each layer, and its
-# $R^2$ on unseen groups says how readable they are. To set it beside a class, we bring
-# accuracy to the same scale, 0 at chance and 1 when perfect:
+# {footcite:p}`pasad2021layerwise`. That can be tested. From each waveform we measure
+# four quantities that need no understanding: loudness, pitch, spectral centroid, and
+# how long the sound lasts. A ridge regression then predicts them from each layer, and
+# its $R^2$ on unseen groups says how readable they are. To set it beside a class, we
+# bring accuracy to the same scale, 0 at chance and 1 when perfect:
 # $(\mathrm{acc} - 1/C)/(1 - 1/C)$.
 
 # %%
@@ -657,12 +657,12 @@ for name in corpora:
 # %% [markdown]
 # ## Maps, and what not to see in them
 #
-# UMAP {cite:p}`mcinnes2018umap` draws many dimensions in two. It makes clusters tighter
-# than they are, and axes and distances between clusters mean nothing. So each panel
-# says its *trustworthiness* {cite:p}`venna2001trustworthiness`, the degree to which
-# neighbours in the map are neighbours in fact, and the silhouette of the classes in the
-# **full** space, which is the number to quote. The last panel is Gaussian noise of the
-# same covariance, with the same labels: what shows there shows for no reason.
+# UMAP {footcite:p}`mcinnes2018umap` draws many dimensions in two. It makes clusters
+# tighter than they are, and axes and distances between clusters mean nothing. So each
+# panel says its *trustworthiness* {footcite:p}`venna2001trustworthiness`, the degree to
+# which neighbours in the map are neighbours in fact, and the silhouette of the classes
+# in the **full** space, which is the number to quote. The last panel is Gaussian noise
+# of the same covariance, with the same labels: what shows there shows for no reason.
 
 # %%
 panels = {}
@@ -710,8 +710,8 @@ say(
 #
 # Most users take the last layer. One may also put all layers side by side, or learn a
 # weighted sum of them, $\sum_\ell \operatorname{softmax}(s)_\ell\, x^{(\ell)}$
-# {cite:p}`yang2021superb`. To be fair to all, each is brought to one scale and read by
-# the same ridge probe, tuned in the same way.
+# {footcite:p}`yang2021superb`. To be fair to all, each is brought to one scale and read
+# by the same ridge probe, tuned in the same way.
 
 # %%
 readouts = {}
@@ -1086,6 +1086,5 @@ for n in corpora:
 # %% [markdown]
 # ## References
 #
-# ```{bibliography}
-# :filter: docname in docnames
+# ```{footbibliography}
 # ```

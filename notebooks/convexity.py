@@ -84,8 +84,9 @@ provenance(settings, encoder=model, corpus=clips, fine_tuned_encoder=tuned)
 #
 # In a plane a region is convex when the straight line between any two of its points
 # stays inside. Representations fill no plane; they lie on curved sheets, and a straight
-# line leaves the sheet. So we walk *on the data* {cite:p}`tetkova2025convexity`: join
-# every point to its $k$ nearest neighbours, and take shortest paths along these edges.
+# line leaves the sheet. So we walk *on the data* {footcite:p}`tetkova2025convexity`:
+# join every point to its $k$ nearest neighbours, and take shortest paths along these
+# edges.
 #
 # In the drawing class A has two parts. On the left, they touch; in the middle, class B
 # lies between them; on the right, there is nothing between them at all.
@@ -574,12 +575,12 @@ say("\n".join(lines) or "No labelling here has ten classes, too few to rank.")
 # %% [markdown]
 # ## Straight lines
 #
-# The other convexity of {cite:t}`tetkova2025convexity` walks straight lines and lets
-# the *rest of the network* name each point on them. A frozen encoder that was averaged
-# over frames has no rest to ask. A linear probe in its place would make every class
-# convex by construction, so here a nearest-neighbour rule stands in, fitted on other
-# voices than the lines run between. Chance is the same for lines between clips of any
-# class.
+# The other convexity of {footcite:t}`tetkova2025convexity` walks straight lines and
+# lets the *rest of the network* name each point on them. A frozen encoder that was
+# averaged over frames has no rest to ask. A linear probe in its place would make every
+# class convex by construction, so here a nearest-neighbour rule stands in, fitted on
+# other voices than the lines run between. Chance is the same for lines between clips of
+# any class.
 
 # %%
 grain, kind = headline[0] if headline[0] in tasks else tasks[0]
@@ -741,6 +742,5 @@ say(
 # %% [markdown]
 # ## References
 #
-# ```{bibliography}
-# :filter: docname in docnames
+# ```{footbibliography}
 # ```

@@ -92,8 +92,8 @@ provenance(settings, encoder=model, corpus=clips)
 # %% [markdown]
 # ## The network
 #
-# HTS-AT {cite:p}`chen2022htsat` cuts a log-mel spectrogram into 4 × 4 patches and
-# treats them as an image. It is a Swin transformer {cite:p}`liu2021swin`: attention
+# HTS-AT {footcite:p}`chen2022htsat` cuts a log-mel spectrogram into 4 × 4 patches and
+# treats them as an image. It is a Swin transformer {footcite:p}`liu2021swin`: attention
 # runs inside windows of 8 × 8 tokens, every second block shifts the windows by half
 # their size, and between stages four neighbouring tokens merge into one. So the grid
 # of tokens gets coarser with depth, each token gets wider, and the number of heads
@@ -230,8 +230,8 @@ null, permuted = fisher_null(labels), test.attrs["permuted"]
 # Asking {glue:text}`n_heads` questions at the 5 % level, one expects
 # {glue:text}`by_luck:.0f` heads to pass by luck alone. The family-wise p-value of a
 # head is the share of permutations in which the *best* of all heads beats it (max-T,
-# {cite:t}`westfall1993resampling`); it needs no assumption about how the heads depend
-# on each other.
+# {footcite:t}`westfall1993resampling`); it needs no assumption about how the heads
+# depend on each other.
 
 # %%
 taps = model.taps.set_index("name")
@@ -422,7 +422,7 @@ glue(agreement=float(agreement))
 # ## How many different heads are there?
 #
 # Two heads with high scores may say the same thing. Linear CKA
-# {cite:p}`kornblith2019similarity` compares two representations of the same clips
+# {footcite:p}`kornblith2019similarity` compares two representations of the same clips
 # whatever their axes; debiased, it is about 0 for unrelated ones.
 
 # %%
@@ -706,6 +706,5 @@ say(
 # %% [markdown]
 # ## References
 #
-# ```{bibliography}
-# :filter: docname in docnames
+# ```{footbibliography}
 # ```

@@ -182,7 +182,7 @@ predicted, X = answers.argmax(1), log_magnitudes(classifier, probe)
 #
 # An interpreter $\psi$ takes the classifier's hidden vectors $h$ to latent vectors $z$
 # on a coarser grid, and replaces each by its nearest **key** among those open to the
-# class $c$ that was predicted {cite:p}`paissan2023piq`:
+# class $c$ that was predicted {footcite:p}`paissan2023piq`:
 #
 # $$q(z, c) = e_{k^*}, \qquad k^* = \arg\min_{k \in \mathcal K_c \cup \mathcal S}
 # \lVert z - e_k \rVert^2 .$$ (eq-piq-vq)
@@ -209,7 +209,7 @@ say(
 
 # %% [markdown]
 # Quantization has no gradient. The decoder's is handed to $z$ as if quantization were
-# the identity {cite:p}`oord2017vqvae`, and two more terms pull keys to vectors and
+# the identity {footcite:p}`oord2017vqvae`, and two more terms pull keys to vectors and
 # vectors to keys ($\operatorname{sg}$ stops the gradient). A decoder draws from the
 # keys a mask $m \in [0, 1]$ over the spectrogram. As published, the loss is
 #
@@ -225,7 +225,7 @@ say(
 # $$L_{\text{fid}} = \operatorname{CE}\bigl(f(X \odot \operatorname{top}_a(m \odot X)),
 # c\bigr), \qquad \log a \sim U(\log 0.02, 0).$$ (eq-piq-fidelity)
 #
-# L-MAC asks the same of the soft mask {cite:p}`paissan2024lmac`; keeping everything
+# L-MAC asks the same of the soft mask {footcite:p}`paissan2024lmac`; keeping everything
 # answers that. Keeping everything does not help when the share is given.
 
 
@@ -408,8 +408,9 @@ say(
 #
 # So every method gets the same number of bins: its most relevant ones, whole, and
 # silence elsewhere. The ranking of a mask is by $m \odot X$; the same goes for every
-# control but integrated gradients {cite:p}`sundararajan2017ig`, which holds the input
-# as a factor already. Under this ranking all-pass becomes *energy*: the loudest bins.
+# control but integrated gradients {footcite:p}`sundararajan2017ig`, which holds the
+# input as a factor already. Under this ranking all-pass becomes *energy*: the loudest
+# bins.
 
 # %%
 lost_keys = interpreter(quantize=False)
@@ -428,9 +429,10 @@ gradients = gradient_masks(classifier, probe, seed=settings.seed)
 
 # %% [markdown]
 # Gradients are those of the predicted class's logit: saliency
-# {cite:p}`simonyan2013saliency`, SmoothGrad {cite:p}`smilkov2017smoothgrad`, Grad-CAM
-# {cite:p}`selvaraju2017gradcam`, and integrated gradients. They see the clip itself,
-# bin by bin, and cost a backward pass each; PIQ sees the classifier's coarse map.
+# {footcite:p}`simonyan2013saliency`, SmoothGrad {footcite:p}`smilkov2017smoothgrad`,
+# Grad-CAM {footcite:p}`selvaraju2017gradcam`, and integrated gradients. They see the
+# clip itself, bin by bin, and cost a backward pass each; PIQ sees the classifier's
+# coarse map.
 
 # %%
 ready = gradients.pop("integrated gradients")
@@ -511,8 +513,8 @@ say(
 # ## Does the explanation depend on the model?
 #
 # An explanation that stays when the weights are replaced explains the sound, not the
-# model {cite:p}`adebayo2018sanity`. We correlate masks by rank: PIQ's with those of an
-# interpreter trained on the random-weight classifier. For scale: with another
+# model {footcite:p}`adebayo2018sanity`. We correlate masks by rank: PIQ's with those of
+# an interpreter trained on the random-weight classifier. For scale: with another
 # interpreter of the *same* classifier (the one without quantization), and with energy.
 
 # %%
@@ -545,8 +547,8 @@ say(
 # In a mixture of two held-out clips of different classes at equal power we know which
 # bins belong to which. $\psi$ never heard a mixture. Asked with A's keys, it should
 # keep A's bins, and with B's keys B's. Beside the area under the ROC curve for A's bins
-# we give the scale-invariant signal-to-distortion ratio {cite:p}`leroux2019sdr` of the
-# masked sound to A.
+# we give the scale-invariant signal-to-distortion ratio {footcite:p}`leroux2019sdr` of
+# the masked sound to A.
 
 # %%
 couples = draw_pairs(probe.labels, settings.mixtures, settings.seed)
@@ -880,6 +882,5 @@ say(
 # %% [markdown]
 # ## References
 #
-# ```{bibliography}
-# :filter: docname in docnames
+# ```{footbibliography}
 # ```

@@ -120,7 +120,7 @@ provenance(settings, encoder=model, corpus=clips)
 # ## The task
 #
 # "Can go" needs a task by which to judge. Where the encoder brings a CTC head
-# {cite:p}`graves2006connectionist` and the corpus its phones, the model writes down
+# {footcite:p}`graves2006connectionist` and the corpus its phones, the model writes down
 # the phones it hears: the best symbol of every frame, repeats joined, blanks dropped.
 # We count edits per phone said, the *phone error rate*. Otherwise a probe names the
 # label of each clip, fitted anew for every pruned model on other clips, and we count
@@ -310,11 +310,11 @@ pd.DataFrame(lines).T if lines else None
 # a high number says *it is needed*:
 #
 # - **change**: $1 - \operatorname{CKA}(X_{l-1}, X_l)$, debiased, of clip means; a layer
-#   that changes little is redundant {cite:p}`dorszewski2024redundant`;
+#   that changes little is redundant {footcite:p}`dorszewski2024redundant`;
 # - **change within clips**: the same of single frames less their clip's mean, which is
 #   what a task on frames lives on;
 # - **convexity gain**: $S(X_l) - S(X_{l-1})$, graph convexity of phones (or labels),
-#   normalised {cite:p}`dorszewski2024convexity`;
+#   normalised {footcite:p}`dorszewski2024convexity`;
 # - **probe gain**: the same of a linear probe's accuracy on unseen voices;
 # - **earliness**: $-l$. It knows nothing of the layer. A predictor that is worth its
 #   name beats it.
@@ -465,8 +465,8 @@ say(
 # ## More layers at once
 #
 # Now layers go one after the other in the order each predictor gives. Convexity follows
-# {cite:t}`dorszewski2024convexity`: what lies above the most convex layer goes first.
-# Beside them: from the top, and at random.
+# {footcite:t}`dorszewski2024convexity`: what lies above the most convex layer goes
+# first. Beside them: from the top, and at random.
 
 # %%
 orders = {
@@ -817,6 +817,5 @@ say(
 # %% [markdown]
 # ## References
 #
-# ```{bibliography}
-# :filter: docname in docnames
+# ```{footbibliography}
 # ```

@@ -327,7 +327,7 @@ worth.round(3)
 #
 # Let $X$ and $Y$ hold two layers' vectors of the same $N$ clips, columns centred.
 #
-# **Linear CKA** {cite:p}`kornblith2019similarity` compares the two tables of inner
+# **Linear CKA** {footcite:p}`kornblith2019similarity` compares the two tables of inner
 # products between clips, $K = XX^\top$ and $L = YY^\top$:
 #
 # $$\operatorname{CKA} = \frac{\langle K, L\rangle}{\lVert K\rVert\,\lVert L\rVert} =
@@ -336,11 +336,11 @@ worth.round(3)
 #
 # This plug-in value is *biased*: the diagonals of $K$ and $L$, each clip with itself,
 # are positive whatever the clips are. The *debiased* one estimates all three inner
-# products without them {cite:p}`song2012feature`.
+# products without them {footcite:p}`song2012feature`.
 #
-# **Mutual nearest neighbours** {cite:p}`huh2024platonic`: which share of a clip's $k$
-# nearest neighbours in one layer are among its $k$ nearest in the other. It looks at
-# the neighbourhood only.
+# **Mutual nearest neighbours** {footcite:p}`huh2024platonic`: which share of a clip's
+# $k$ nearest neighbours in one layer are among its $k$ nearest in the other. It looks
+# at the neighbourhood only.
 #
 # **Mean cosine**: the angle between a clip's two vectors. It compares coordinate by
 # coordinate, so it means something only inside one residual stream.
@@ -353,8 +353,8 @@ INVARIANCES.replace({True: "unchanged", False: "changes"})
 # %% [markdown]
 # Unrelated clips do not give 0. For every measure we know exactly what shuffling the
 # clips of one side would give, mean and spread, without shuffling: for biased CKA from
-# the moments of the RV coefficient {cite:p}`kazi1995refined`, for the debiased one 0,
-# for neighbours $k/(N-1)$, for the cosine the mean over all mismatched pairs.
+# the moments of the RV coefficient {footcite:p}`kazi1995refined`, for the debiased one
+# 0, for neighbours $k/(N-1)$, for the cosine the mean over all mismatched pairs.
 
 # %%
 k = min(settings.neighbors, len(clips) - 2)
@@ -495,10 +495,11 @@ print(f"measured: {linear_cka(X, Y):.4f}")
 # ## Blocks, or just a decay?
 #
 # Maps like these often show a bright block of early layers and one of late ones
-# {cite:p}`dorszewski2024redundant`. But similarity that merely falls with the distance
-# between layers also looks like blocks along the diagonal. So we ask how much a cut
-# between two blocks explains *beyond* the decay: mean similarity inside the blocks
-# minus between them, less the same for a map that keeps only the mean at each distance.
+# {footcite:p}`dorszewski2024redundant`. But similarity that merely falls with the
+# distance between layers also looks like blocks along the diagonal. So we ask how much
+# a cut between two blocks explains *beyond* the decay: mean similarity inside the
+# blocks minus between them, less the same for a map that keeps only the mean at each
+# distance.
 
 
 # %%
@@ -872,6 +873,5 @@ say(
 # %% [markdown]
 # ## References
 #
-# ```{bibliography}
-# :filter: docname in docnames
+# ```{footbibliography}
 # ```
