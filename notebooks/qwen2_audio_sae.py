@@ -95,12 +95,12 @@ provenance(settings, encoder=model, corpus=clips)
 # %% [markdown]
 # ## Where sound becomes language
 #
-# Qwen2-Audio {cite:p}`chu2024qwen2audio` hears with the encoder of Whisper
-# {cite:p}`radford2023whisper`. Its output, averaged in pairs and mapped by one linear
-# layer, the *projector*, takes its place among the embeddings of text tokens; from
-# there on the language model makes no difference between the two. So the projector's
-# output is the last place where all that is known of the sound stands in one vector a
-# frame, and the first that speaks the language model's language.
+# Qwen2-Audio {footcite:p}`chu2024qwen2audio` hears with the encoder of Whisper
+# {footcite:p}`radford2023whisper`. Its output, averaged in pairs and mapped by one
+# linear layer, the *projector*, takes its place among the embeddings of text tokens;
+# from there on the language model makes no difference between the two. So the
+# projector's output is the last place where all that is known of the sound stands in
+# one vector a frame, and the first that speaks the language model's language.
 #
 # To read it one needs the tower and the projector. The language model, by far the
 # larger part of the full-size model, stays on disk.
@@ -320,7 +320,7 @@ say(
 # $$f = \operatorname{TopK}\bigl(\operatorname{ReLU}(W_{\text{enc}}(x-b_{\text{dec}})
 # + b_{\text{enc}})\bigr), \qquad \hat x = \sum_h f_h\,d_h + b_{\text{dec}},$$ (eq-sae)
 #
-# with at most $k$ latents $f_h$ above zero {cite:p}`gao2024scaling`. There are more
+# with at most $k$ latents $f_h$ above zero {footcite:p}`gao2024scaling`. There are more
 # atoms than dimensions, so that an atom need not share its direction with another
 # meaning; and few are active, so that each has to mean something. That is the hope; the
 # next chapter tests it.
@@ -375,7 +375,7 @@ figures.show(
 # :::{admonition} A repair that does not reach the encoder
 # :class: warning
 # AuxK makes the strongest dead latents explain what the others leave over
-# {cite:p}`gao2024scaling`. That helps only if its gradient reaches the *encoder*: a
+# {footcite:p}`gao2024scaling`. That helps only if its gradient reaches the *encoder*: a
 # dead latent's atom may move as it likes, if its encoder row does not, it never fires.
 # A widely used implementation drops just this part. So we look.
 # :::
@@ -563,12 +563,13 @@ say(
 # %% [markdown]
 # ## Six ways to be sparse
 #
-# TopK keeps the $k$ largest of every frame. BatchTopK {cite:p}`bussmann2024batchtopk`
-# keeps $k$ a frame on average; Matryoshka {cite:p}`bussmann2025matryoshka` asks the
-# same of nested prefixes of the dictionary; JumpReLU {cite:p}`rajamanoharan2024jumping`
-# learns a threshold for each latent, Gated {cite:p}`rajamanoharan2024gated` a gate; and
-# ReLU with an L1 penalty {cite:p}`bricken2023monosemanticity` is where it began. All
-# train on equally many frames and are steered to the same mean number of latents.
+# TopK keeps the $k$ largest of every frame. BatchTopK
+# {footcite:p}`bussmann2024batchtopk` keeps $k$ a frame on average; Matryoshka
+# {footcite:p}`bussmann2025matryoshka` asks the same of nested prefixes of the
+# dictionary; JumpReLU {footcite:p}`rajamanoharan2024jumping` learns a threshold for
+# each latent, Gated {footcite:p}`rajamanoharan2024gated` a gate; and ReLU with an L1
+# penalty {footcite:p}`bricken2023monosemanticity` is where it began. All train on
+# equally many frames and are steered to the same mean number of latents.
 
 # %%
 kinds = pd.concat(
@@ -832,6 +833,5 @@ say(
 # %% [markdown]
 # ## References
 #
-# ```{bibliography}
-# :filter: docname in docnames
+# ```{footbibliography}
 # ```

@@ -169,7 +169,7 @@ best.sort_values("auroc", ascending=False)[columns].head(15).round(3)
 
 # %% [markdown]
 # The p-value is family-wise: the share of moved label tracks under which the *best* of
-# all pairs beats this one (max-T {cite:p}`westfall1993resampling`).
+# all pairs beats this one (max-T {footcite:p}`westfall1993resampling`).
 #
 # The map below shows the best unit of every phone against all phones, on unseen
 # voices. A row with one red cell is a unit for one phone.
@@ -339,7 +339,7 @@ bits.sort_values("phone", ascending=False).head(5).round(3)
 # Could any feature set do this? A probe with the $k$ best columns, and $k$ the same for
 # all, compares the dictionary with the frame's own dimensions, principal components,
 # k-means, a dictionary of random atoms, and the mel spectrogram that the model is given
-# {cite:p}`gurnee2023haystack,kantamneni2025useful`.
+# {footcite:p}`gurnee2023haystack,kantamneni2025useful`.
 
 # %%
 sampled = np.sort(rng.permutation(len(clips))[: settings.probe_clips])
@@ -445,7 +445,7 @@ pd.DataFrame(
 # *Selectivity* compares a unit's mean activation in its favourite phone with the mean
 # over the others: 1 if it fires for that phone alone. *Coverage* is the share of phones
 # whose best unit reaches an F1, with the threshold from training. *Absorption*
-# {cite:p}`chanin2025absorption` is a failure to look for: the unit of a phone is
+# {footcite:p}`chanin2025absorption` is a failure to look for: the unit of a phone is
 # silent in some word, because another unit, for that word, has taken its part.
 
 # %%
@@ -687,6 +687,5 @@ say(
 # %% [markdown]
 # ## References
 #
-# ```{bibliography}
-# :filter: docname in docnames
+# ```{footbibliography}
 # ```
