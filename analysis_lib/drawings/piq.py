@@ -194,7 +194,7 @@ def mixture_scores(means: pd.DataFrame, order: Sequence[str]) -> Figure:
         1, 2, figsize=(8.2, 0.28 * len(order) + 1.0), sharey=True
     )
     for axes, (score, label) in zip(grid, labels.items(), strict=True):
-        part = means[means["score"] == score].set_index("mask").reindex(order)
+        part = means[means["score"] == score].set_index("mask").reindex(list(order))
         places = np.arange(len(part))
         named = [name.endswith("keys") and "'s" in name for name in order]
         colours = np.where(named, PALETTE[0], MUTED)

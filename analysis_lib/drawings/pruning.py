@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from analysis_lib.figures import INK, MUTED, PALETTE
 
@@ -57,9 +58,10 @@ def predicted_against_measured(
         axes.set_axis_off()
     for axes, name in zip(grid.flat, predicted, strict=False):
         axes.plot(predicted[name], rise, "o", color=PALETTE[0], ms=4)
-        for layer in predicted.index:
+        heights = rise.reindex(predicted.index)
+        for layer, x, y in zip(predicted.index, predicted[name], heights, strict=True):
             axes.annotate(
-                str(layer), (predicted.loc[layer, name], rise[layer]), xytext=(3, 3),
+                str(layer), (x, y), xytext=(3, 3),
                 textcoords="offset points", fontsize=8,
             )  # fmt: skip
         axes.axhline(0, color=MUTED, lw=1, ls="--")
@@ -97,7 +99,7 @@ def pruning_curves(curves: pd.DataFrame, chance: float, rate: str) -> Figure:
                 line.index, line["min"], line["max"], color=MUTED, alpha=0.22, lw=0
             )
     axes.axhline(chance, color=MUTED, ls="--", lw=1.2, label="chance")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="layers removed", ylabel=rate)
     figure.legend(loc="outside right upper", title="order", title_fontsize=9)
     return figure
@@ -116,12 +118,13 @@ def recovery(table: pd.DataFrame, chance: float, rate: str) -> Figure:
     """
     figure, axes = plt.subplots(figsize=(6.4, 0.5 * len(table) + 1.2))
     places = np.arange(len(table))[::-1]
-    for place, row in zip(places, table.itertuples(), strict=True):
-        axes.plot([row.before, row.after], [place] * 2, color=MUTED, lw=1)
-        axes.plot(row.before, place, "o", mfc="none", mec=PALETTE[1], ms=7)
-        axes.plot([row.low, row.high], [place] * 2, color=PALETTE[0], lw=2)
-        axes.plot(row.after, place, "o", color=PALETTE[0], ms=6)
-    axes.axvline(table.loc["whole", "after"], color=MUTED, ls=":", lw=1.2)
+    columns = table[["before", "after", "low", "high"]].to_numpy(dtype=float)
+    for place, (before, after, low, high) in zip(places, columns, strict=True):
+        axes.plot([before, after], [place] * 2, color=MUTED, lw=1)
+        axes.plot(before, place, "o", mfc="none", mec=PALETTE[1], ms=7)
+        axes.plot([low, high], [place] * 2, color=PALETTE[0], lw=2)
+        axes.plot(after, place, "o", color=PALETTE[0], ms=6)
+    axes.axvline(float(table["after"]["whole"]), color=MUTED, ls=":", lw=1.2)
     axes.axvline(chance, color=MUTED, ls="--", lw=1.2)
     axes.set_yticks(places, [str(name) for name in table.index])
     axes.set(xlabel=rate, ylim=(-0.6, len(table) - 0.4))

@@ -136,7 +136,7 @@ def keep_float32(module: nn.Module) -> None:
         with torch.autocast("cpu", enabled=False):
             return forward(values.float())
 
-    module.forward = exact  # type: ignore[method-assign]
+    module.forward = exact
 
 
 def workspace(name: str, seed: int) -> Path:
