@@ -84,6 +84,7 @@ from analysis_lib.stats import group_bootstrap
 class Settings(Parameters):
     encoder: str
     corpora: list[str]
+    dtype: Literal["float32", "bfloat16"]
     on_error: Literal["raise", "skip"]
     instruction: str
     n_latents: int = Field(ge=8)
@@ -91,7 +92,6 @@ class Settings(Parameters):
     n_samples: int = Field(ge=1024)
     n_words: int = Field(ge=2)
     takes: int = Field(ge=1)
-    dtype: Literal["float32", "bfloat16"]
     top_units: int = Field(ge=1)
     controls: int = Field(ge=1)
     concepts: int = Field(ge=3)
