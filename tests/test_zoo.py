@@ -7,13 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from transformers import WhisperForConditionalGeneration
 
 from analysis_lib import zoo
 from analysis_lib.base import AnalysisError, sha256_file
 from analysis_lib.corpora import load_corpus
 from analysis_lib.encoders import load_encoder
 from analysis_lib.encoders.qwen2_audio_language import load_full
-from analysis_lib.zoo import beats, qwen2_audio, wav2vec2
+from analysis_lib.zoo import beats, qwen2_audio, wav2vec2, whisper
 from analysis_lib.zoo.evaluation import probe_layers
 from analysis_lib.zoo.measures import error_rate
 from analysis_lib.zoo.spoken import spoken
@@ -175,5 +176,18 @@ def test_qwen2_audio_mini_is_as_good_as_its_card_says():
     said = spoken("test").of("words")
     few = said.select(np.arange(0, len(said.waves), 8))
     texts = qwen2_audio.write(*load_full("qwen2-audio-mini"), few.waves)
+    right = np.mean([a == b for a, b in zip(texts, few.texts, strict=True)])
+    assert right == pytest.approx(promised["accuracy"], abs=0.06)
+
+
+def test_whisper_mini_is_as_good_as_its_card_says():
+    promised = zoo.card("whisper-mini")["metrics"]["single_words_exact"]
+    assert promised["low"] > 10 * promised["chance"]
+    said = spoken("test").of("words")
+    few = said.select(np.arange(0, len(said.waves), 8))
+    model = WhisperForConditionalGeneration.from_pretrained(
+        zoo.WEIGHTS / "whisper-mini", dtype=torch.float32
+    )
+    texts = whisper.write(model.eval(), few.waves)
     right = np.mean([a == b for a, b in zip(texts, few.texts, strict=True)])
     assert right == pytest.approx(promised["accuracy"], abs=0.06)
