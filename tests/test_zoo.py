@@ -98,6 +98,15 @@ def test_saved_weights_are_half_precision_and_vouched_for(tmp_path):
     )
 
 
+def test_tied_weights_are_saved_equal(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    save_weights(model, tmp_path, {"name": "toy"})
+    saved = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(saved["0.weight"], saved["1.weight"])
+    assert saved["1.weight"].dtype == torch.float16
+
+
 def test_an_unknown_recipe_is_refused_with_the_nearest_name():
     with pytest.raises(AnalysisError, match="Did you mean htsat-mini"):
         zoo.train("htsat-mni")
@@ -184,10 +193,9 @@ def test_whisper_mini_is_as_good_as_its_card_says():
     promised = zoo.card("whisper-mini")["metrics"]["single_words_exact"]
     assert promised["low"] > 10 * promised["chance"]
     said = spoken("test").of("words")
-    few = said.select(np.arange(0, len(said.waves), 8))
     model = WhisperForConditionalGeneration.from_pretrained(
         zoo.WEIGHTS / "whisper-mini", dtype=torch.float32
     )
-    texts = whisper.write(model.eval(), few.waves)
-    right = np.mean([a == b for a, b in zip(texts, few.texts, strict=True)])
-    assert right == pytest.approx(promised["accuracy"], abs=0.06)
+    texts = whisper.write(model.eval(), said.waves)
+    right = np.mean([a == b for a, b in zip(texts, said.texts, strict=True)])
+    assert right == pytest.approx(promised["accuracy"], abs=0.02)

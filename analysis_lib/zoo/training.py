@@ -183,7 +183,8 @@ def save_weights(model: nn.Module, folder: Path, card: dict[str, Any]) -> None:
         name: value.detach().cpu().contiguous()
         for name, value in model.state_dict().items()
     }
-    matrices = {name for name, value in model.named_parameters() if value.dim() > 1}
+    parameters = model.named_parameters(remove_duplicate=False)  # tied ones stay equal
+    matrices = {name for name, value in parameters if value.dim() > 1}
     halved = {
         name: value.half() if name in matrices else value.clone()
         for name, value in tensors.items()
